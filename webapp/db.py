@@ -1,0 +1,232 @@
+"""The database: engines, units of work, column types. SQLite and PostgreSQL alike.
+
+SQLite has one writer at a time, whoever it is. Its own busy handler polls with growing pauses, and
+a busy process starves the others; so every writer first queues at a file lock, which the kernel
+hands on without polling (see docs/adr/0003-one-writer-at-a-time.md).
+"""
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
+from sqlalchemy.orm import DeclarativeBase, Session
+from sqlalchemy.types import TypeDecorator
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+Clock = Callable[[], datetime]
+
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+"""A 64-bit key; on SQLite it must be spelled INTEGER to be the rowid."""
+
+
+def utcnow() -> datetime:
+    """This machine's time, aware UTC."""
+    return datetime.now(UTC)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware UTC in and out, on both databases; a naive datetime is refused."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Normalise to UTC; SQLite stores it without an offset."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive datetime reached the database")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Give the offset back."""
+        if value is None or value.tzinfo is not None:
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+class SealedText(TypeDecorator[str]):
+    """A token made by `Keyring.seal`. Every column of this type is found by key rotation."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, purpose: str = "") -> None:
+        super().__init__()
+        self.purpose = purpose
+
+
+class Base(DeclarativeBase):
+    """Parent of every table."""
+
+    metadata = sa.MetaData(naming_convention=NAMING)
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        datetime: UTCDateTime,
+        dict[str, Any]: sa.JSON,
+        list[str]: sa.JSON,
+    }
+
+
+class WriteLock:
+    """One SQLite writer at a time, over threads and processes, in the order they came.
+
+    Two file locks: a writer takes `turn` while it waits for `write`, and lets go of it as soon as
+    it has that; so whoever just wrote cannot overtake the one already waiting.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._threads = threading.Lock()
+        self._turn = os.open(f"{path}-turn", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._write = os.open(f"{path}-lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Wait for the turn, and keep it for the block."""
+        with self._threads:
+            fcntl.flock(self._turn, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(self._write, fcntl.LOCK_EX)
+            finally:
+                fcntl.flock(self._turn, fcntl.LOCK_UN)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._write, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Give the file descriptors back."""
+        for descriptor in (self._turn, self._write):
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+class Database:
+    """Engines for reading and for writing, and the clock that belongs to the database."""
+
+    def __init__(self, url: str | URL, *, pool_size: int = 12) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._lock: WriteLock | None = None
+        if self.is_sqlite:
+            if not self.url.database or self.url.database == ":memory:":
+                raise ValueError("SQLite must be a file: several processes share it")
+            self._lock = WriteLock(Path(self.url.database))
+            self.writer = _sqlite_engine(self.url, reading=False, pool_size=1)
+            self.reader = _sqlite_engine(self.url, reading=True, pool_size=pool_size)
+        else:
+            self.writer = _postgresql_engine(self.url, pool_size)
+            self.reader = self.writer.execution_options(postgresql_readonly=True)
+        self._offset = timedelta()
+        self._offset_until = 0.0
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A unit of work that may change things: commits at the end, or rolls back on an error."""
+        with self.hold(), Session(self.writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def write_connection(self) -> Iterator[Connection]:
+        """The same without the ORM, for the paths that count."""
+        with self.hold(), self.writer.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A unit of work that only reads; the database refuses anything else."""
+        with Session(self.reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """The right to write; immediate on PostgreSQL, a turn in the queue on SQLite."""
+        if self._lock is None:
+            yield
+            return
+        with self._lock.hold():
+            yield
+
+    def now(self) -> datetime:
+        """The clock of the ledger: this machine's on SQLite, the database's on PostgreSQL."""
+        if self.is_sqlite:
+            return utcnow()
+        if time.monotonic() >= self._offset_until:
+            with self.reader.connect() as connection:
+                theirs = connection.scalar(sa.text("SELECT clock_timestamp()"))
+            self._offset = theirs - utcnow()
+            self._offset_until = time.monotonic() + 30
+        return utcnow() + self._offset
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.reader.dispose()
+        self.writer.dispose()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _sqlite_engine(url: URL, *, reading: bool, pool_size: int) -> Engine:
+    engine = sa.create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0 if not reading else 20,
+        connect_args={"check_same_thread": False, "timeout": 30, "cached_statements": 512},
+        poolclass=sa.pool.QueuePool,
+    )
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, record: Any) -> None:
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        if not reading:
+            cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA wal_autocheckpoint = 4000")
+            cursor.execute("PRAGMA journal_size_limit = 67108864")
+        cursor.execute("PRAGMA synchronous = FULL")
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.execute("PRAGMA cache_size = -16000")
+        cursor.execute("PRAGMA temp_store = MEMORY")
+        cursor.execute("PRAGMA mmap_size = 268435456")
+        if reading:
+            cursor.execute("PRAGMA query_only = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def on_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgresql_engine(url: URL, pool_size: int) -> Engine:
+    engine = sa.create_engine(
+        url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True, pool_recycle=1800
+    )
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, record: Any) -> None:
+        # A server or a role may have it off; then a crash loses mail that was answered 250.
+        with connection.cursor() as cursor:
+            cursor.execute("SET synchronous_commit = on")
+            cursor.execute("SET timezone = 'UTC'")
+        connection.commit()
+
+    return engine

@@ -1,0 +1,106 @@
+"""The database's revision: bring it up to date, or refuse what does not fit."""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+import webapp.accounts.models
+import webapp.audit
+import webapp.connections.models
+import webapp.delivery.models
+import webapp.sites.models  # noqa: F401  (every table is known once these are imported)
+from webapp.db import Database
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class SchemaError(Exception):
+    """The database is at a revision this program cannot work with; the text says what to do."""
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head() -> str:
+    """The revision this program needs."""
+    found = ScriptDirectory.from_config(_config()).get_current_head()
+    if found is None:
+        raise SchemaError("no revision is shipped with this program")
+    return found
+
+
+def current(db: Database) -> str | None:
+    """The revision the database is at; None when it is empty."""
+    with db.reader.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def is_empty(db: Database) -> bool:
+    """Whether nothing of ours is in the database yet."""
+    with db.reader.connect() as connection:
+        return not sa.inspect(connection).has_table("setting")
+
+
+def check(db: Database) -> None:
+    """Raise SchemaError unless the revision is exactly ours."""
+    found = current(db)
+    if found is None:
+        raise SchemaError("The database is empty. Run: postroom migrate")
+    if found == head():
+        return
+    if found in known():
+        raise SchemaError(
+            f"The database is at revision {found}, older than this program.\nRun: postroom migrate"
+        )
+    raise SchemaError(
+        f"The database is at revision {found}, which this program does not know: a "
+        "newer Postroom wrote it. Install that version again."
+    )
+
+
+def known() -> set[str]:
+    """Every revision shipped with this program."""
+    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+
+
+def migrate(db: Database) -> tuple[str | None, str]:
+    """Bring the database to our revision; returns (before, after). Raises SchemaError if newer."""
+    before = current(db)
+    if before is not None and before not in known():
+        check(db)
+    target = head()
+    if before == target:
+        return before, target
+    with db.hold():
+        _upgrade(db)
+    return before, target
+
+
+def _upgrade(db: Database) -> None:
+    config = _config()
+    with db.writer.connect() as connection:
+        if db.is_sqlite:
+            # Batch mode recreates tables; with foreign keys on, that would delete their children.
+            raw = connection.connection.dbapi_connection
+            assert raw is not None
+            raw.execute("PRAGMA foreign_keys = OFF")
+        else:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(7701)"))
+        try:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            if db.is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
+                raise SchemaError("the upgrade would leave rows without their parents")
+            connection.commit()
+        finally:
+            if db.is_sqlite:
+                connection.rollback()
+                connection.invalidate()  # the next one has foreign keys on again
