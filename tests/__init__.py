@@ -1,0 +1,1 @@
+"""The tests, in folders that mirror `webapp/`. A package, so that helpers are imported by name."""

@@ -1,0 +1,59 @@
+"""Fixtures for every test. The machinery behind them is in `tests/rig/`.
+
+Tests and fixtures import helpers by their full name (`from tests.rig.ports import free_port`): the
+checkout is on the path (`pythonpath` in pyproject.toml), and folders with helpers are packages.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.rig import ports
+from tests.rig.absence import on_ci
+
+pytest_plugins = ["tests.rig.browser", "tests.rig.postgres"]
+
+# Examples take as long as the machine is busy; on CI the same ones are tried every time.
+hypothesis.settings.register_profile(
+    "here", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile(
+    "ci", hypothesis.settings.get_profile("here"), derandomize=True, database=None
+)
+hypothesis.settings.load_profile("ci" if on_ci() else "here")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    full = os.environ.get("TEST_FULL") == "1"
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+        if item.get_closest_marker("full") and not full:
+            item.add_marker(pytest.mark.skip(reason="takes minutes: ./run test --full"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> Iterator[None]:
+    """Whoever runs the tests may have Postroom configured in the same shell."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("POSTROOM_")]:
+            patch.delenv(name)
+        yield
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def db_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a fresh empty database; a test that asks for it runs once on each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'postroom.db'}"
+    url: str = request.getfixturevalue("pg_url")
+    return url
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Call it for a port on 127.0.0.1 that nobody listens on, a new one each time."""
+    return ports.free_port
