@@ -168,8 +168,8 @@ def _copy(home: Path, into: Path) -> Path:
     libraries = package.with_name(f"{package.name}.libs")
     if libraries.is_dir():
         shutil.copytree(libraries, into / libraries.name, symlinks=True)
-    for folder in (into, target.parent):
-        folder.chmod(0o755)
+    # Its own, so that `nobody` may run it and in the end remove it.
+    subprocess.run(["chown", "-R", "nobody", str(into)], check=True)
     return target
 
 

@@ -102,7 +102,7 @@ def test_playwrights_own_is_taken_where_the_system_has_none(
 
 
 def test_what_is_missing_is_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """apt-get, playwright and fc-list are stand-ins here that note how they were called."""
+    """apt-get and fc-list are stand-ins here; the first notes how it was called."""
     notes, chromium = tmp_path / "notes", tmp_path / "chromium"
     script = f'#!/bin/sh\necho apt-get "$@" >> {notes}\n: > {chromium}\n/bin/chmod +x {chromium}\n'
     (tmp_path / "apt-get").write_text(script)
@@ -110,7 +110,7 @@ def test_what_is_missing_is_installed_once(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "fc-list").write_text("#!/bin/sh\n")
     (tmp_path / "fc-list").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(rig, "may_use_apt", lambda: True)
     rig.provide_chromium.cache_clear()
 
     assert rig.provide_chromium(tmp_path / "bundled") == chromium
