@@ -192,6 +192,12 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         raise ConfigError(_sentences(error)) from error
 
 
+def environment_certificates() -> list[Path]:
+    """Files of trusted certificates that the environment names for other programs."""
+    names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+    return [Path(os.environ[name]) for name in names if os.environ.get(name)]
+
+
 def _sentences(error: ValidationError) -> str:
     lines = []
     for problem in error.errors(include_input=False, include_url=False):

@@ -164,14 +164,17 @@ class Database:
             yield
 
     def now(self) -> datetime:
-        """The clock of the ledger: this machine's on SQLite, the database's on PostgreSQL."""
+        """The clock of the ledger: this machine's on SQLite, the database's on PostgreSQL.
+
+        Never fails: while the database is away, the difference found last still holds.
+        """
         if self.is_sqlite:
             return utcnow()
         if time.monotonic() >= self._offset_until:
-            with self.reader.connect() as connection:
-                theirs = connection.scalar(sa.text("SELECT clock_timestamp()"))
-            self._offset = theirs - utcnow()
             self._offset_until = time.monotonic() + 30
+            with suppress(sa.exc.OperationalError), self.reader.connect() as connection:
+                theirs = connection.scalar(sa.text("SELECT clock_timestamp()"))
+                self._offset = theirs - utcnow()
         return utcnow() + self._offset
 
     def close(self) -> None:

@@ -158,7 +158,7 @@ def from_json(
     if errors:
         raise FieldErrors(errors)
     made = cls(**values)
-    if isinstance(made, CrossChecked) and (problems := made.problems()):
+    if problems := _problems(made):
         raise FieldErrors(problems)
     return made
 
@@ -194,6 +194,10 @@ def _typed(wanted: type, text: str) -> object:
     return text
 
 
+def _problems(made: object) -> Mapping[str, str]:
+    return made.problems() if isinstance(made, CrossChecked) else {}
+
+
 def _plain(value: object) -> object:
     return value.value if isinstance(value, Enum) else value
 
@@ -220,6 +224,7 @@ def _convert(asked: FieldQuestion, raw: object) -> object:
         if asked.optional:
             return None
         raise ValueError(N_("Enter a value."))
+    raw = _plain(raw)
     if asked.type is bool:
         if not isinstance(raw, bool):
             raise ValueError(N_("Choose on or off."))

@@ -183,6 +183,8 @@ class Recipient(Base):
     address: Mapped[str] = mapped_column(sa.String(320))
     state: Mapped[str] = mapped_column(sa.String(12))
     """`sending` is never stored here: the message's open attempt says it."""
+    is_due: Mapped[bool]
+    """Still to be tried. An unclear one may be either: tried once more, or left as it is."""
     code: Mapped[str] = mapped_column(sa.String(40), default="")
     words: Mapped[str] = mapped_column(sa.Text, default="")
     attempt: Mapped[int | None]

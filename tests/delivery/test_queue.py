@@ -1,0 +1,320 @@
+"""The ledger's moves, on both databases."""
+
+import threading
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from tests.world import World
+from webapp.delivery import queue as ledger
+from webapp.delivery.models import Message, Outcome, State, Tally
+from webapp.delivery.queue import Finished, LaneLost, Result
+from webapp.mailers.errors import (
+    Cause,
+    DeliveryError,
+    Misconfigured,
+    NeedsReauthorisation,
+    PermanentError,
+    TransientError,
+    UncertainError,
+)
+from webapp.sites.models import AfterUnclear, Mode
+
+
+def a_busy_site(world: World, **values: object) -> tuple[int, int]:
+    site = world.a_site(**values)
+    return site, world.lane_of(world.a_connection(site))
+
+
+def test_a_mail_is_accepted_claimed_and_sent(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    assert world.message(queue_id).state == State.QUEUED
+    (claim,) = world.claim(lane)
+    assert world.message(queue_id).state == State.SENDING
+    assert world.attempts(queue_id)[0].outcome == Outcome.STARTED
+    world.later(seconds=1)
+    world.finish(claim, Result(code="250", words="queued as 77", remote_id="77"))
+    message = world.message(queue_id)
+    assert (message.state, message.due_at, message.finished_at) == (State.SENT, None, world.now)
+    assert world.recipients(queue_id) == {"kunde@example.org": State.SENT}
+    (attempt,) = world.attempts(queue_id)
+    assert (attempt.outcome, attempt.remote_id, attempt.words) == ("sent", "77", "queued as 77")
+    assert world.gaps() == 0
+
+
+def test_a_mail_is_claimed_only_once(world: World) -> None:
+    site, lane = a_busy_site(world)
+    world.accept_many(site, [("a@example.org",)] * 3)
+    first = world.claim(lane, 2)
+    second = world.claim(lane, 2)
+    assert len({claim.message_id for claim in first + second}) == 3
+    assert world.claim(lane, 2) == []
+
+
+def test_two_threads_never_get_the_same_mail(world: World) -> None:
+    site, lane = a_busy_site(world)
+    world.accept_many(site, [("a@example.org",)] * 60)
+    got: list[int] = []
+
+    def work() -> None:
+        while claims := world.claim(lane, 4):
+            got.extend(claim.message_id for claim in claims)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == len(set(got)) == 60
+
+
+def test_a_deferred_mail_waits_longer_each_time_and_fails_after_three_days(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    waits = []
+    while world.message(queue_id).state in {State.QUEUED, State.DEFERRED}:
+        (claim,) = world.claim(lane)
+        world.finish(claim, Result(error=TransientError("busy", code="451 4.3.0")))
+        due = world.message(queue_id).due_at
+        if due is not None:
+            waits.append((due - world.now).total_seconds() / 60)
+            world.now = due
+    message = world.message(queue_id)
+    assert message.state == State.FAILED
+    assert (message.last_code, message.last_words) == ("451 4.3.0", "busy")
+    nominal = [1, 2, 5, 10, 20, 40, 60]
+    assert [round(waits[i] / nominal[i]) for i in range(7)] == [1] * 7
+    assert timedelta(hours=70) < message.finished_at - message.accepted_at <= timedelta(hours=72)
+    assert world.gaps() == 0
+
+
+def test_a_permanent_failure_is_final_and_counted(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    world.finish(world.claim(lane)[0], Result(error=PermanentError("no", code="550 5.1.1")))
+    assert world.message(queue_id).state == State.FAILED
+    assert world.claim(lane) == []
+    assert world.gaps() == 0
+
+
+def test_a_lost_answer_is_sent_again_once_and_marked(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    lost = Result(error=UncertainError("connection lost"))
+    world.finish(world.claim(lane)[0], lost)
+    message = world.message(queue_id)
+    assert (message.state, message.maybe_twice) == (State.UNCERTAIN, False)
+    assert message.due_at is not None
+    world.now = message.due_at
+    world.finish(world.claim(lane)[0], lost)
+    message = world.message(queue_id)
+    assert (message.state, message.due_at) == (State.UNCERTAIN, None)
+    assert message.maybe_twice
+    assert world.gaps() == 0
+
+
+def test_a_lost_answer_is_left_alone_where_nothing_may_arrive_twice(world: World) -> None:
+    site, lane = a_busy_site(world, after_unclear=AfterUnclear.NEVER_TWICE)
+    queue_id = world.accept(site)
+    world.finish(world.claim(lane)[0], Result(error=UncertainError("connection lost")))
+    message = world.message(queue_id)
+    assert (message.state, message.due_at, message.maybe_twice) == (State.UNCERTAIN, None, False)
+    assert world.gaps() == 0
+
+
+def test_what_a_dead_owner_left_is_unclear_and_goes_out_once_more(world: World) -> None:
+    site, lane = a_busy_site(world)
+    sending, waiting = world.accept(site), world.accept(site)
+    world.claim(lane)
+    world.later(seconds=5)
+    world.take_over()
+    message = world.message(sending)
+    assert (message.state, message.due_at) == (State.UNCERTAIN, world.now)
+    assert world.attempts(sending)[0].outcome == Outcome.UNCERTAIN
+    assert world.message(waiting).state == State.QUEUED
+    for claim in world.claim(lane, 5):
+        world.finish(claim)
+    assert world.message(sending).state == world.message(waiting).state == State.SENT
+    assert [world.message(q).maybe_twice for q in (sending, waiting)] == [True, False]
+    assert world.gaps() == 0
+
+
+def test_a_worker_that_was_taken_over_cannot_finish(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    (claim,) = world.claim(lane)
+    old = world.token
+    world.take_over()
+    world.token = old
+    with pytest.raises(LaneLost):
+        world.finish(claim)
+    assert world.message(queue_id).state == State.UNCERTAIN
+
+
+@pytest.mark.parametrize("error", [NeedsReauthorisation("535 no"), Misconfigured("wrong secret")])
+def test_a_refused_login_keeps_the_mail_due(world: World, error: DeliveryError) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    world.finish(world.claim(lane)[0], Result(error=error))
+    message = world.message(queue_id)
+    assert (message.state, message.due_at, message.failures) == (State.DEFERRED, world.now, 0)
+
+
+def test_being_asked_to_slow_down_counts_as_no_failure(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    slow = TransientError("slow", cause_code=Cause.RATE, retry_after=timedelta(seconds=30))
+    world.finish(world.claim(lane)[0], Result(error=slow))
+    message = world.message(queue_id)
+    assert message.failures == 0
+    assert message.due_at == world.now + timedelta(seconds=30)
+
+
+def test_a_retry_goes_to_the_unfinished_recipients_only(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site, "a@example.org", "b@example.org", "c@example.org")
+    (claim,) = world.claim(lane)
+    refused: dict[int, DeliveryError] = {
+        1: TransientError("later", code="450"),
+        2: PermanentError("never", code="550"),
+    }
+    world.finish(claim, Result(refused=refused, code="250", words="ok"))
+    assert world.message(queue_id).state == State.DEFERRED
+    assert list(world.recipients(queue_id).values()) == ["sent", "deferred", "failed"]
+    assert world.attempts(queue_id)[0].outcome == Outcome.PARTLY
+    world.now = world.message(queue_id).due_at or world.now
+    (again,) = world.claim(lane)
+    assert again.recipients == ((1, "b@example.org"),)
+    assert dict(again.others) == {"sent": 1, "failed": 1}
+    world.finish(again)
+    assert world.message(queue_id).state == State.FAILED
+    assert list(world.recipients(queue_id).values()) == ["sent", "sent", "failed"]
+    assert world.gaps() == 0
+
+
+def test_an_unclear_recipient_that_is_not_due_is_never_tried_again(world: World) -> None:
+    site, lane = a_busy_site(world, after_unclear=AfterUnclear.NEVER_TWICE)
+    queue_id = world.accept(site, "a@example.org", "b@example.org")
+    (claim,) = world.claim(lane)
+    lost = UncertainError("lost")
+    world.finish(claim, Result(error=lost, refused={1: TransientError("later")}))
+    assert world.message(queue_id).state == State.DEFERRED
+    world.now = world.message(queue_id).due_at or world.now
+    (again,) = world.claim(lane)
+    assert again.recipients == ((1, "b@example.org"),)
+    world.finish(again)
+    assert world.message(queue_id).state == State.UNCERTAIN
+    assert world.gaps() == 0
+
+
+def test_sites_of_one_lane_take_turns(world: World) -> None:
+    sites = [world.a_site() for _ in range(3)]
+    lane = world.lane_of(world.a_connection(*sites))
+    for site, count in zip(sites, (20, 2, 2), strict=True):
+        world.accept_many(site, [("a@example.org",)] * count)
+    first = [claim.site_id for claim in world.claim(lane, 6)]
+    assert sorted(first) == sorted(sites * 2)
+
+
+def test_free_slots_go_to_whoever_has_mail(world: World) -> None:
+    sites = [world.a_site() for _ in range(3)]
+    lane = world.lane_of(world.a_connection(*sites))
+    world.accept_many(sites[1], [("a@example.org",)] * 5)
+    world.accept(sites[2])
+    assert len(world.claim(lane, 6)) == 6
+
+
+def test_the_next_turn_begins_after_the_site_served_last(world: World) -> None:
+    sites = [world.a_site() for _ in range(3)]
+    lane = world.lane_of(world.a_connection(*sites))
+    for site in sites:
+        world.accept_many(site, [("a@example.org",)] * 3)
+    assert [claim.site_id for claim in world.claim(lane, 1, after_site=sites[0])] == [sites[1]]
+    assert [claim.site_id for claim in world.claim(lane, 1, after_site=sites[2])] == [sites[0]]
+
+
+def test_only_lanes_with_due_mail_that_are_not_blocked_are_found(world: World) -> None:
+    site, lane = a_busy_site(world)
+    other, blocked = a_busy_site(world)
+    a_busy_site(world)
+    world.accept(site)
+    world.accept(other)
+    with world.db.write_connection() as connection:
+        connection.execute(
+            sa.text("UPDATE lane SET is_blocked = true WHERE id = :id"), {"id": blocked}
+        )
+        assert ledger.due_lanes(connection, world.now) == [lane]
+
+
+def test_mail_of_a_site_that_must_not_send_is_blocked_and_counted(world: World) -> None:
+    site, lane = a_busy_site(world, mode=Mode.DO_NOT_SEND)
+    queue_id = world.accept(site)
+    assert world.message(queue_id).state == State.BLOCKED
+    assert world.claim(lane) == []
+    assert world.gaps() == 0
+
+
+def test_mail_without_a_connection_waits_until_there_is_one(world: World) -> None:
+    site = world.a_site()
+    queue_id = world.accept(site)
+    assert world.message(queue_id).lane_id is None
+    connection_id = world.a_connection(site)
+    with world.db.write_connection() as connection:
+        assert ledger.find_stranded(connection) == 1
+    assert world.message(queue_id).lane_id == world.lane_of(connection_id)
+
+
+def test_counts_are_the_same_after_folding(world: World) -> None:
+    site, _ = a_busy_site(world)
+    for _ in range(5):
+        world.accept(site)
+    with world.db.write_connection() as connection:
+        assert ledger.fold_tally(connection) == 4
+        assert ledger.fold_tally(connection) == 0
+    with world.db.read() as session:
+        rows = session.execute(sa.select(Tally.outcome, Tally.__table__.c.count)).all()
+    assert rows == [("accepted", 5)]
+    assert world.gaps() == 0
+
+
+def test_a_claim_that_never_began_goes_back_as_it_was(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    world.claim(lane)
+    with world.db.write_connection() as connection:
+        assert ledger.reconcile(connection, [], world.now) == 1
+    message = world.message(queue_id)
+    assert (message.state, message.attempts, message.due_at) == (State.QUEUED, 0, world.now)
+    assert world.attempts(queue_id) == []
+    assert world.claim(lane)[0].number == 1
+
+
+def test_a_result_that_is_written_down_already_is_not_written_twice(world: World) -> None:
+    site, lane = a_busy_site(world)
+    world.accept(site)
+    (claim,) = world.claim(lane)
+    done = Finished(claim=claim, result=Result(), finished_at=world.now)
+    with world.db.write_connection() as connection:
+        assert ledger.still_open(connection, [done]) == [done]
+        ledger.finish(connection, [done], {})
+        assert ledger.still_open(connection, [done]) == []
+    assert world.gaps() == 0
+
+
+def test_the_claim_of_due_mail_uses_the_partial_index(world: World) -> None:
+    if not world.db.is_sqlite:
+        pytest.skip("PostgreSQL plans by statistics; an empty table tells nothing")
+    for statement in (ledger._DUE_LANES, ledger._DUE_MESSAGES, ledger._DUE_SITES):
+        values = {"lane": 1, "site": 1, "count": 5, "now": world.now, "after": 0}
+        wanted = {key: values[key] for key in statement.compile().params}
+        with world.db.reader.connect() as connection:
+            plan = connection.execute(
+                sa.text(f"EXPLAIN QUERY PLAN {statement.text}").bindparams(
+                    *([sa.bindparam("now", type_=Message.due_at.type)] if "now" in wanted else [])
+                ),
+                wanted,
+            ).all()
+        assert any("ix_message_due" in row.detail for row in plan), plan
+        assert not any("SCAN message" in row.detail for row in plan), plan

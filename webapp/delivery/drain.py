@@ -1,0 +1,311 @@
+"""Draining lanes: record what the sending threads finished, claim what they do next.
+
+Both happen in one commit, on the worker's one writing thread. What is on the network is known
+here by `claims`; it changes only after a commit, so that a commit that failed leaves it right.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.engine import Connection as DbConnection
+from sqlalchemy.orm import Session
+
+from webapp.connections.models import Connection
+from webapp.connections.service import NotReady, load_mailer
+from webapp.crypto import Keyring, SealError
+from webapp.db import Database
+from webapp.delivery import queue as ledger
+from webapp.delivery.lanes import Limits, Pace
+from webapp.delivery.models import Lane, Message
+from webapp.delivery.outcomes import Outcomes
+from webapp.delivery.queue import Claimed, Finished
+from webapp.delivery.sender import Job, Opened
+from webapp.mime.outgoing import FromBlock, Placeholders
+from webapp.sites.models import Site
+
+log = structlog.get_logger(__name__)
+
+LOOK_AGAIN = 1.0
+UNLIMITED_SLOTS = 16
+"""What a lane without a limit may have in flight: it must not take every thread."""
+
+
+@dataclass
+class LaneState:
+    """A lane as its owner sees it."""
+
+    id: int
+    pace: Pace
+    is_blocked: bool = False
+    blocked_until: datetime | None = None
+    last_site: int = 0
+    not_before: datetime | None = None
+
+    def stands(self, now: datetime) -> bool:
+        """Whether nothing may be claimed from it now."""
+        if self.is_blocked and (self.blocked_until is None or self.blocked_until > now):
+            return True
+        return self.not_before is not None and self.not_before > now
+
+
+@dataclass
+class Taken:
+    """What one step claimed, until its commit is through."""
+
+    claims: list[Claimed] = field(default_factory=list)
+    paces: list[tuple[LaneState, int]] = field(default_factory=list)
+
+
+class Drain:
+    """The lanes of this installation while this worker owns them."""
+
+    def __init__(
+        self,
+        db: Database,
+        keyring: Keyring,
+        *,
+        token: int,
+        threads: int,
+        start: Callable[[Job], None],
+    ) -> None:
+        self._db = db
+        self._keyring = keyring
+        self._token = token
+        self._threads = threads
+        self._start = start
+        self.claims: dict[int, Claimed] = {}
+        """What is on the network, by message."""
+        self._busy: Counter[int] = Counter()
+        self._lanes: dict[int, LaneState] = {}
+        self._due: list[int] = []
+        self._turn = 0
+        self._refresh_at = 0.0
+        self._opened: dict[int, Opened] = {}
+        self._placeholders: dict[int, Placeholders] = {}
+        self._outcomes = Outcomes()
+        self._unsure = False
+
+    def step(self, finished: Sequence[Finished], *, look: bool, claiming: bool = True) -> int:
+        """Record what ended, claim what fits, start it; returns how many were started.
+
+        `look` finds lanes anew that have become due. Raises LaneLost when another worker took
+        over, and SQLAlchemy's errors when the database is away: then call it again with the same
+        `finished`.
+        """
+        now = self._db.now()
+        taken = Taken()
+        try:
+            with self._db.write_connection() as connection:
+                todo = self._make_sure(connection, finished, now) if self._unsure else finished
+                ledger.fence(connection, {item.claim.lane_id for item in todo}, self._token)
+                self._record(connection, todo, now)
+                if claiming:
+                    ended = Counter(item.claim.lane_id for item in finished)
+                    self._claim(connection, taken, ended, now, look=look)
+        except sa.exc.DBAPIError:
+            for lane, count in taken.paces:
+                lane.pace.take(now, -count)
+            self._unsure = True
+            self._refresh_at = 0.0
+            self._outcomes.forget()
+            raise
+        self._unsure = False
+        for item in finished:
+            del self.claims[item.claim.message_id]
+            self._busy[item.claim.lane_id] -= 1
+        for claim in taken.claims:
+            self.claims[claim.message_id] = claim
+            self._busy[claim.lane_id] += 1
+        for claim in taken.claims:
+            self._start(self._job(claim))
+        return len(taken.claims)
+
+    def _make_sure(
+        self, connection: DbConnection, finished: Sequence[Finished], now: datetime
+    ) -> Sequence[Finished]:
+        """The last commit may or may not have happened: look, and go on from what is there."""
+        returned = ledger.reconcile(connection, self.claims, now)
+        if returned:
+            log.warning("claims went back to the queue", count=returned)
+        return ledger.still_open(connection, finished)
+
+    def _record(
+        self, connection: DbConnection, finished: Sequence[Finished], now: datetime
+    ) -> None:
+        if not finished:
+            return
+        keys = {item.claim.connection_id for item in finished}
+        lanes: dict[int, int | None] = {
+            row.id: row.lane_id
+            for row in connection.execute(
+                sa.select(Connection.id, Connection.lane_id).where(Connection.id.in_(keys))
+            )
+        }
+        ledger.finish(connection, finished, lanes)
+        for lane_id, block in self._outcomes.note(connection, finished, now).items():
+            lane = self._lanes.get(lane_id)
+            if lane is not None:
+                lane.is_blocked, lane.blocked_until = block.is_blocked, block.until
+
+    # -- claiming
+
+    def _claim(
+        self,
+        connection: DbConnection,
+        taken: Taken,
+        ended: Mapping[int, int],
+        now: datetime,
+        *,
+        look: bool,
+    ) -> None:
+        if look or not self._due:
+            self._due = ledger.due_lanes(connection, now)
+        free = self._threads - len(self.claims) + sum(ended.values())
+        if not self._due or free <= 0:
+            return
+        self._refresh(connection)
+        order = self._in_turn()
+        for lane_id in order:
+            lane = self._lanes.get(lane_id)
+            if free <= 0:
+                break
+            if lane is None or lane.stands(now):
+                continue
+            slots = self._slots(lane) - self._busy[lane_id] + ended.get(lane_id, 0)
+            free -= self._claim_from(connection, taken, lane, min(slots, free), now)
+        self._turn = order[0]
+
+    def _in_turn(self) -> list[int]:
+        """Round robin: start after the lane that began the last round."""
+        later = [lane for lane in self._due if lane > self._turn]
+        return later + [lane for lane in self._due if lane <= self._turn]
+
+    def _slots(self, lane: LaneState) -> int:
+        limit = lane.pace.limits.concurrency
+        return limit if limit is not None else max(1, min(UNLIMITED_SLOTS, self._threads // 2))
+
+    def _claim_from(
+        self, connection: DbConnection, taken: Taken, lane: LaneState, slots: int, now: datetime
+    ) -> int:
+        """Claim up to `slots` mails of one lane; returns how many it were."""
+        room = lane.pace.room(now)
+        if room == 0:
+            lane.not_before = lane.pace.next_room(now)
+        count = slots if room is None else min(slots, room)
+        if count <= 0:
+            return 0
+        found, lane.last_site = ledger.due_ids(connection, lane.id, count, lane.last_site, now)
+        if not found:
+            self._due.remove(lane.id)
+            return 0
+        self._open(connection, found)
+        ledger.fence(connection, [lane.id], self._token)
+        names = {key: opened.name for key, opened in self._opened.items()}
+        claims = ledger.claim(connection, found, names, now)
+        taken.claims.extend(claims)
+        if lane.pace.windows:
+            lane.pace.take(now, len(claims))
+            taken.paces.append((lane, len(claims)))
+            connection.execute(
+                sa.update(Lane).where(Lane.id == lane.id).values(windows=lane.pace.stored())
+            )
+        return len(claims)
+
+    def _refresh(self, connection: DbConnection) -> None:
+        """Limits, blocks and settings are changed on pages; look at them once a second."""
+        known = all(lane_id in self._lanes for lane_id in self._due)
+        if known and time.monotonic() < self._refresh_at:
+            return
+        self._refresh_at = time.monotonic() + LOOK_AGAIN
+        self._opened.clear()
+        self._placeholders.clear()
+        self._outcomes.forget()
+        for row in connection.execute(sa.select(Lane).where(Lane.id.in_(self._due))).mappings():
+            self._refresh_lane(row)
+
+    def _refresh_lane(self, row: Any) -> None:
+        limits = Limits(
+            concurrency=row["concurrency"],
+            per_minute=row["per_minute"],
+            per_hour=row["per_hour"],
+            per_day=row["per_day"],
+        )
+        lane = self._lanes.get(row["id"])
+        if lane is None:
+            lane = self._lanes[row["id"]] = LaneState(row["id"], Pace(limits, row["windows"]))
+        elif lane.pace.limits != limits:
+            lane.pace = Pace(limits, row["windows"])
+            lane.not_before = None
+        lane.is_blocked = row["is_blocked"]
+        lane.blocked_until = row["blocked_until"]
+
+    # -- what an attempt needs
+
+    def _open(self, connection: DbConnection, ids: Sequence[int]) -> None:
+        """Connections and sites of these messages, opened once and kept for a second."""
+        rows = connection.execute(
+            sa.select(Message.site_id, Message.connection_id).where(Message.id.in_(ids)).distinct()
+        ).all()
+        sites = {row.site_id for row in rows} - self._placeholders.keys()
+        keys = {row.connection_id for row in rows} - self._opened.keys()
+        if sites:
+            found = connection.execute(
+                sa.select(Site.id, Site.placeholder_emails, Site.placeholder_names).where(
+                    Site.id.in_(sites)
+                )
+            )
+            for row in found:
+                self._placeholders[row.id] = Placeholders(
+                    emails=tuple(row.placeholder_emails), names=tuple(row.placeholder_names)
+                )
+        if keys:
+            with Session(bind=connection) as session:
+                query = sa.select(Connection).where(Connection.id.in_(keys))
+                for found_one in session.scalars(query):
+                    self._opened[found_one.id] = self._open_one(found_one)
+
+    def _open_one(self, connection: Connection) -> Opened:
+        problem = ""
+        mailer = None
+        try:
+            mailer = load_mailer(connection, self._keyring)
+        except (NotReady, SealError) as error:
+            problem = str(error)
+        label = mailer.label if mailer is not None else connection.mailer
+        return Opened(
+            connection_id=connection.id,
+            version=connection.version,
+            name=connection.nickname or str(label),
+            mailer=mailer,
+            problem=problem,
+            block=FromBlock(
+                email=connection.from_email,
+                force_email=connection.force_from_email,
+                name=connection.from_name,
+                force_name=connection.force_from_name,
+                return_path=connection.return_path,
+            ),
+        )
+
+    def _job(self, claim: Claimed) -> Job:
+        return Job(
+            claim=claim,
+            opened=self._opened.get(claim.connection_id, GONE),
+            placeholders=self._placeholders[claim.site_id],
+        )
+
+
+GONE = Opened(
+    connection_id=0,
+    version=0,
+    name="",
+    mailer=None,
+    problem="The connection this mail was meant for is gone.",
+    block=FromBlock(email="", force_email=False, name="", force_name=False, return_path=False),
+)

@@ -1,0 +1,192 @@
+"""What the outcome of an attempt says about its lane and its connection.
+
+A refused login or a broken set-up blocks the lane until somebody acts; a request to slow down
+blocks it for a while; a success lifts that. Written only where something changes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection as DbConnection
+
+from webapp.connections.models import Connection, Health
+from webapp.delivery import queue as ledger
+from webapp.delivery.lanes import own_back_off
+from webapp.delivery.models import Lane, Outcome
+from webapp.delivery.queue import Finished, Result
+from webapp.mailers.errors import Cause, DeliveryError
+
+ABOUT_ONE_MAIL = {
+    Cause.CONTENT_REFUSED,
+    Cause.TOO_LARGE,
+    Cause.RECIPIENT_REFUSED,
+    Cause.TOO_MANY_RECIPIENTS,
+    Cause.UNSUPPORTED,
+}
+"""Failures that say nothing about the connection."""
+
+LIFTABLE = ("", Outcome.TRANSIENT.value)
+"""Blocks that time or a success may end; the others wait for a person."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A lane's new standing; `until` None while blocked means until somebody acts."""
+
+    is_blocked: bool
+    until: datetime | None = None
+
+
+class Outcomes:
+    """Remembers what is written down already."""
+
+    def __init__(self) -> None:
+        self._health: dict[int, tuple[str, str]] = {}
+
+    def forget(self) -> None:
+        """Pages may have changed it since."""
+        self._health.clear()
+
+    def note(
+        self, connection: DbConnection, finished: Sequence[Finished], now: datetime
+    ) -> dict[int, Block]:
+        """Write down what these attempts say; returns the lanes whose standing changed."""
+        blocks: dict[int, Block] = {}
+        for item in finished:
+            error = telling(item.result)
+            block = self._lane(connection, item, error, now)
+            if block is not None:
+                blocks[item.claim.lane_id] = block
+            self._connection(connection, item, error, now)
+        return blocks
+
+    def _lane(
+        self, connection: DbConnection, item: Finished, error: DeliveryError | None, now: datetime
+    ) -> Block | None:
+        if error is None:
+            return self._lift(connection, item)
+        if ledger.is_throttling(error):
+            return self._slow_down(connection, item, error, now)
+        if ledger.blocks_lane(error):
+            return self._stop(connection, item, error, now)
+        return None
+
+    def _stop(
+        self, connection: DbConnection, item: Finished, error: DeliveryError, now: datetime
+    ) -> Block | None:
+        """Unless the settings were saved since this attempt began: then the refusal is history."""
+        current = sa.select(Connection.version).where(Connection.id == item.claim.connection_id)
+        if connection.scalar(current) != item.result.version:
+            return None
+        connection.execute(
+            sa.update(Lane)
+            .where(Lane.id == item.claim.lane_id)
+            .values(
+                is_blocked=True,
+                blocked_until=None,
+                blocked_since=sa.case(
+                    (Lane.is_blocked, Lane.blocked_since), else_=sa.bindparam("since", now)
+                ),
+                blocked_kind=error.kind.value.replace("_", "-"),
+                blocked_words=error.words,
+            )
+        )
+        return Block(is_blocked=True)
+
+    def _slow_down(
+        self, connection: DbConnection, item: Finished, error: DeliveryError, now: datetime
+    ) -> Block | None:
+        lane = connection.execute(
+            sa.select(Lane.throttled, Lane.blocked_until, Lane.blocked_kind).where(
+                Lane.id == item.claim.lane_id
+            )
+        ).one()
+        if lane.blocked_kind not in LIFTABLE:
+            return None
+        already = lane.blocked_until is not None and lane.blocked_until > now
+        # Answers to mails that were under way together are one request to slow down.
+        times = lane.throttled if already else lane.throttled + 1
+        pause = max(error.retry_after or timedelta(), own_back_off(times))
+        until = max(now + pause, lane.blocked_until or now)
+        connection.execute(
+            sa.update(Lane)
+            .where(Lane.id == item.claim.lane_id)
+            .values(
+                is_blocked=True,
+                throttled=times,
+                blocked_until=until,
+                blocked_since=sa.func.coalesce(Lane.blocked_since, sa.bindparam("since", now)),
+                blocked_kind=Outcome.TRANSIENT.value,
+                blocked_words=error.words,
+            )
+        )
+        return Block(is_blocked=True, until=until)
+
+    def _lift(self, connection: DbConnection, item: Finished) -> Block | None:
+        if self._health.get(item.claim.connection_id, ("",))[0] == Health.WORKING:
+            return None
+        lifted = connection.execute(
+            sa.update(Lane)
+            .where(
+                Lane.id == item.claim.lane_id,
+                Lane.blocked_kind.in_(LIFTABLE),
+                sa.or_(Lane.is_blocked, Lane.throttled > 0),
+            )
+            .values(
+                throttled=0,
+                is_blocked=False,
+                blocked_until=None,
+                blocked_since=None,
+                blocked_kind="",
+                blocked_words="",
+            )
+        )
+        return Block(is_blocked=False) if lifted.rowcount else None
+
+    def _connection(
+        self, connection: DbConnection, item: Finished, error: DeliveryError | None, now: datetime
+    ) -> None:
+        key = item.claim.connection_id
+        if error is None:
+            health, words, code = Health.WORKING, "", ""
+        elif ledger.blocks_lane(error):
+            health, words, code = (
+                Health(error.kind.value.replace("_", "-")),
+                error.words,
+                error.code,
+            )
+        elif error.cause_code in ABOUT_ONE_MAIL:
+            return
+        elif ledger.is_throttling(error):
+            self._health.pop(key, None)
+            return
+        else:
+            health, words, code = Health.FAILING, error.words, error.code
+        if self._health.get(key) == (health, words):
+            return
+        self._health[key] = (health, words)
+        connection.execute(
+            sa.update(Connection)
+            .where(Connection.id == key, Connection.version == item.result.version)
+            .values(
+                health=health,
+                health_since=sa.case(
+                    (Connection.health == health, Connection.health_since),
+                    else_=sa.bindparam("since", now),
+                ),
+                last_code=code[:40],
+                last_words=words,
+            )
+        )
+
+
+def telling(result: Result) -> DeliveryError | None:
+    """The error that says most: the attempt's own, or one that is about the whole login."""
+    if result.error is not None:
+        return result.error
+    for error in result.refused.values():
+        if ledger.blocks_lane(error) or ledger.is_throttling(error):
+            return error
+    return None

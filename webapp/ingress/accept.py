@@ -1,0 +1,341 @@
+"""The one way in: check, route, store durably, and only then answer.
+
+`prepare` does what needs no database (parse, compress, find the search words); `store` writes
+everything of many messages in one transaction; `Acceptor` groups whatever arrived while the last
+commit was under way. No timer: a group is as large as the traffic makes it.
+"""
+
+import queue
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from sqlalchemy.engine import Connection
+
+from webapp import ids
+from webapp.connections.models import Connection as MailConnection
+from webapp.db import Database
+from webapp.delivery.models import Content, Message, Recipient, Source, State, Tally
+from webapp.delivery.wake import Waker
+from webapp.mime.facts import Facts, facts_of
+from webapp.mime.outgoing import too_many_hops
+from webapp.mime.tokens import tokens, tsvector_literal
+from webapp.routing.service import Plan, SiteRoute, plan
+from webapp.sites.models import Credential, Site
+
+log = structlog.get_logger(__name__)
+
+SEARCH_WORDS = 400
+SHOWN_RECIPIENTS = 3
+MAX_GROUP = 200
+
+
+class NotAccepted(Exception):
+    """The mail cannot be taken; `reply` is the SMTP answer."""
+
+    def __init__(self, reply: str) -> None:
+        super().__init__(reply)
+        self.reply = reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """One mail as it was handed in."""
+
+    site_id: int
+    credential_id: int | None
+    source: Source
+    mail_from: str
+    """Envelope sender; empty for a bounce."""
+    recipients: Sequence[str]
+    raw: bytes
+    received: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A submission with all that can be found out without the database."""
+
+    submission: Submission
+    facts: Facts
+    compressed: bytes
+    words: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """The answer: ours from now on."""
+
+    queue_id: str
+    state: State
+
+
+def prepare(submission: Submission) -> Prepared:
+    """Parse and compress. Raises NotAccepted for a mail that runs in circles."""
+    facts = facts_of(submission.raw)
+    if too_many_hops(facts):
+        raise NotAccepted("554 5.4.6 Too many hops: this mail is going round in circles")
+    searched = " ".join((facts.subject, facts.from_email, facts.from_name, *submission.recipients))
+    return Prepared(
+        submission=submission,
+        facts=facts,
+        compressed=zlib.compress(submission.raw, 1),
+        words=tokens(searched, SEARCH_WORDS),
+    )
+
+
+def store(connection: Connection, group: Sequence[Prepared], now: datetime) -> list[Accepted]:
+    """Write a group of mails; they are ours once the caller has committed."""
+    routes = _routes(connection, {item.submission.site_id for item in group})
+    first_id = _reserve_ids(connection, len(group))
+    messages, contents, recipients, searches = [], [], [], []
+    counts: Counter[tuple[int, str]] = Counter()
+    accepted = []
+    for message_id, item in zip(first_id, group, strict=True):
+        site_id = item.submission.site_id
+        decision = plan(routes[site_id])
+        row = _message_row(message_id, item, decision, routes[site_id], now)
+        messages.append(row)
+        contents.append({"message_id": message_id, "raw": item.compressed})
+        recipients.extend(_recipient_rows(message_id, item.submission, decision))
+        searches.append(_search_row(connection, message_id, site_id, item.words))
+        counts[site_id, "accepted"] += 1
+        if decision.blocked:
+            counts[site_id, State.BLOCKED] += 1
+        accepted.append(Accepted(queue_id=row["queue_id"], state=State(row["state"])))
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    connection.execute(_INSERT_MESSAGE, messages)
+    connection.execute(_INSERT_CONTENT, contents)
+    connection.execute(_INSERT_RECIPIENT, recipients)
+    connection.execute(_INSERT_SEARCH[connection.dialect.name], searches)
+    connection.execute(
+        _INSERT_TALLY,
+        [
+            {
+                "site_id": site_id,
+                "connection_id": None,
+                "outcome": outcome,
+                "hour": hour,
+                "count": count,
+            }
+            for (site_id, outcome), count in sorted(counts.items())
+        ],
+    )
+    return accepted
+
+
+_INSERT_MESSAGE = sa.insert(Message)
+_INSERT_CONTENT = sa.insert(Content)
+_INSERT_RECIPIENT = sa.insert(Recipient)
+_INSERT_TALLY = sa.insert(Tally)
+_INSERT_SEARCH = {
+    "sqlite": sa.text(
+        "INSERT INTO message_search (rowid, site, words) VALUES (:message_id, :site, :words)"
+    ),
+    "postgresql": sa.text(
+        "INSERT INTO message_search (message_id, words) "
+        "VALUES (:message_id, CAST(:words AS tsvector))"
+    ),
+}
+_ROUTES = (
+    sa.select(
+        Site.id,
+        Site.mode,
+        Site.retry_hours,
+        MailConnection.id.label("connection_id"),
+        MailConnection.lane_id,
+    )
+    .outerjoin(MailConnection, MailConnection.id == Site.primary_connection_id)
+    .where(Site.id.in_(sa.bindparam("sites", expanding=True)))
+)
+
+
+def _routes(connection: Connection, site_ids: set[int]) -> dict[int, SiteRoute]:
+    rows = connection.execute(_ROUTES, {"sites": sorted(site_ids)})
+    return {
+        row.id: SiteRoute(
+            site_id=row.id,
+            mode=row.mode,
+            retry_hours=row.retry_hours,
+            connection_id=row.connection_id if row.lane_id is not None else None,
+            lane_id=row.lane_id,
+        )
+        for row in rows
+    }
+
+
+def _reserve_ids(connection: Connection, count: int) -> Sequence[int]:
+    """Keys for `count` messages; on SQLite the write lock is ours, so the next ones are free."""
+    if connection.dialect.name == "sqlite":
+        last = connection.exec_driver_sql("SELECT max(id) FROM message").scalar() or 0
+        return range(last + 1, last + 1 + count)
+    found = connection.exec_driver_sql(
+        "SELECT nextval('message_id_seq') FROM generate_series(1, %(count)s)", {"count": count}
+    )
+    return found.scalars().all()
+
+
+def _message_row(
+    message_id: int, item: Prepared, decision: Plan, route: SiteRoute, now: datetime
+) -> dict[str, Any]:
+    submission, facts = item.submission, item.facts
+    return {
+        "id": message_id,
+        "queue_id": ids.queue_id(now),
+        "site_id": submission.site_id,
+        "credential_id": submission.credential_id,
+        "source": submission.source,
+        "received": dict(submission.received),
+        "state": State.BLOCKED if decision.blocked else State.QUEUED,
+        "due_at": None if decision.blocked else now,
+        "lane_id": decision.lane_id,
+        "connection_id": decision.connection_id,
+        "why": dict(decision.why),
+        "subject": facts.subject,
+        "mail_from": submission.mail_from[:320],
+        "from_email": facts.from_email[:320],
+        "from_name": facts.from_name[:200],
+        "sent_from": "",
+        "to_line": ", ".join(submission.recipients[:SHOWN_RECIPIENTS]),
+        "message_id": facts.message_id[:500],
+        "size_bytes": len(submission.raw),
+        "recipient_count": len(submission.recipients),
+        "has_attachments": facts.has_attachments,
+        "accepted_at": now,
+        "expires_at": now + timedelta(hours=route.retry_hours),
+        "finished_at": now if decision.blocked else None,
+        "attempts": 0,
+        "failures": 0,
+        "unclear": 0,
+        "maybe_twice": False,
+        "last_code": "",
+        "last_words": "",
+    }
+
+
+def _recipient_rows(
+    message_id: int, submission: Submission, decision: Plan
+) -> list[dict[str, Any]]:
+    state = State.BLOCKED if decision.blocked else State.QUEUED
+    return [
+        {
+            "message_id": message_id,
+            "position": position,
+            "address": address,
+            "state": state,
+            "is_due": not decision.blocked,
+            "code": "",
+            "words": "",
+        }
+        for position, address in enumerate(submission.recipients)
+    ]
+
+
+def _search_row(
+    connection: Connection, message_id: int, site_id: int, words: Sequence[str]
+) -> dict[str, Any]:
+    if connection.dialect.name == "sqlite":
+        return {"message_id": message_id, "site": f"s{site_id}", "words": " ".join(words)}
+    return {"message_id": message_id, "words": tsvector_literal(words)}
+
+
+def note_use(db: Database, credential_id: int, address: str, now: datetime) -> None:
+    """Remember when a credential was last used, at most once a minute."""
+    with db.write_connection() as connection:
+        connection.execute(
+            sa.update(Credential)
+            .where(
+                Credential.id == credential_id,
+                sa.or_(
+                    Credential.last_used_at.is_(None),
+                    Credential.last_used_at < now - timedelta(minutes=1),
+                ),
+            )
+            .values(last_used_at=now, last_used_from=address)
+        )
+
+
+class Acceptor:
+    """Stores submissions in grouped commits, on one thread of its own."""
+
+    def __init__(self, db: Database, waker: Waker) -> None:
+        self._db = db
+        self._waker = waker
+        self._waiting: queue.SimpleQueue[tuple[Submission, Future[Accepted]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
+        self._thread.start()
+
+    def submit(self, submission: Submission) -> "Future[Accepted]":
+        """Queue one mail; the future resolves after the commit, or carries NotAccepted."""
+        future: Future[Accepted] = Future()
+        self._waiting.put((submission, future))
+        return future
+
+    def close(self) -> None:
+        """Store what was submitted so far, then stop."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            group = [self._waiting.get()]
+            while len(group) < MAX_GROUP:
+                try:
+                    group.append(self._waiting.get_nowait())
+                except queue.Empty:
+                    break
+            self._store([item for item in group if item is not None])
+            if None in group:
+                return
+
+    def _store(self, group: list[tuple[Submission, "Future[Accepted]"]]) -> None:
+        ready: list[tuple[Prepared, Future[Accepted]]] = []
+        for submission, future in group:
+            try:
+                ready.append((prepare(submission), future))
+            except NotAccepted as refusal:
+                future.set_exception(refusal)
+        if not ready:
+            return
+        try:
+            answers = self._commit([prepared for prepared, _ in ready])
+        except sa.exc.SQLAlchemyError as error:
+            self._store_singly(ready, error)
+            return
+        self._waker.wake()
+        for (_, future), answer in zip(ready, answers, strict=True):
+            future.set_result(answer)
+
+    def _store_singly(
+        self, ready: list[tuple[Prepared, "Future[Accepted]"]], error: Exception
+    ) -> None:
+        """One mail of a group could not be stored: find it, so that the others are."""
+        for prepared, future in ready:
+            try:
+                answer = self._commit([prepared])
+            except sa.exc.SQLAlchemyError as own:
+                log.error("a mail could not be stored", error=type(own).__name__, cause=str(error))
+                future.set_exception(NotAccepted(_reply_for(own)))
+            else:
+                self._waker.wake()
+                future.set_result(answer[0])
+
+    def _commit(self, group: list[Prepared]) -> list[Accepted]:
+        now = self._db.now()
+        with self._db.write_connection() as connection:
+            return store(connection, group, now)
+
+
+def _reply_for(error: sa.exc.SQLAlchemyError) -> str:
+    if "full" in str(error).lower() or "No space" in str(error):
+        return "452 4.3.1 The disk is full: try again later"
+    return "451 4.3.0 The mail could not be stored: try again later"

@@ -1,0 +1,131 @@
+"""The three parts as functions that open what they need, and run until they are told to stop."""
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from datetime import timedelta
+
+import sqlalchemy as sa
+import structlog
+import uvloop
+
+from webapp import trust
+from webapp.db import Database
+from webapp.delivery.models import Heartbeat
+from webapp.delivery.wake import Waker
+from webapp.delivery.worker import Worker
+from webapp.ingress.accept import Acceptor
+from webapp.ingress.smtp import SubmissionServer
+from webapp.installation import Installation, open_installation
+from webapp.mailers.base import Surroundings
+from webapp.serve import on_stop
+
+log = structlog.get_logger(__name__)
+
+BEAT_SECONDS = 20.0
+SWITCH_SECONDS = 0.001
+"""How long one thread may keep the interpreter: the default makes an answer wait 5 ms."""
+
+
+def deliver() -> None:
+    """The delivery worker."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    installation = open_installation()
+    surroundings = Surroundings(
+        hostname=installation.settings.hostname,
+        ca_file=str(trust.bundle(installation.settings)),
+    )
+    worker = Worker(installation, surroundings)
+    on_stop(worker.stop)
+    worker.run()
+
+
+def submission() -> None:
+    """The SMTP listener."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    installation = open_installation()
+    refuse_open_door(installation)
+    raise_file_limit()
+    # STARTTLS swaps the protocol under a running connection, which only asyncio's own loop bears.
+    factory = asyncio.new_event_loop if installation.settings.tls_cert else uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_submission(installation))
+
+
+async def _submission(installation: Installation) -> None:
+    waker = Waker(installation.settings.instance)
+    acceptor = Acceptor(installation.db, waker)
+    server = SubmissionServer(installation.settings, installation.db, acceptor)
+    await server.start()
+    log.info("submission listens", address=str(installation.settings.submission_listen))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    beats = Beats(installation.db, "submission")
+    try:
+        await stop.wait()
+    finally:
+        await server.stop()
+        acceptor.close()
+        beats.stop()
+
+
+def refuse_open_door(installation: Installation) -> None:
+    """A login must not travel in clear over a network; raises ConfigError."""
+    from webapp.config import ConfigError
+
+    settings = installation.settings
+    if settings.submission_listen.is_loopback or settings.tls_cert or settings.allow_plain_auth:
+        return
+    raise ConfigError(
+        f"Submission would listen on {settings.submission_listen} without a certificate, so that "
+        "logins travel in clear. Set POSTROOM_TLS_CERT and POSTROOM_TLS_KEY, listen on 127.0.0.1, "
+        "or, if something in front does TLS, set POSTROOM_ALLOW_PLAIN_AUTH=1."
+    )
+
+
+def raise_file_limit() -> None:
+    """As many open files as the system lets us have: each connection is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, 65536)), hard))
+
+
+class Beats:
+    """Says every 20 s that a part is alive."""
+
+    def __init__(self, db: Database, part: str) -> None:
+        self._db = db
+        self._part = part
+        self._name = f"{part}:{socket.gethostname()}:{os.getpid()}"
+        self._over = threading.Event()
+        threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
+
+    def stop(self) -> None:
+        """Say no more, and take the last word back."""
+        self._over.set()
+        with suppress(sa.exc.DBAPIError), self._db.write() as session:
+            session.execute(sa.delete(Heartbeat).where(Heartbeat.name == self._name))
+
+    def _run(self) -> None:
+        while True:
+            with suppress(sa.exc.DBAPIError), self._db.write() as session:
+                now = self._db.now()
+                session.merge(Heartbeat(name=self._name, part=self._part, beat_at=now, details={}))
+                old = now - timedelta(days=1)
+                session.execute(sa.delete(Heartbeat).where(Heartbeat.beat_at < old))
+            if self._over.wait(BEAT_SECONDS):
+                return
+
+
+def web() -> None:
+    """The dashboard."""
+    from webapp.web_server import run_web
+
+    run_web(open_installation())
