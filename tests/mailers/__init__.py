@@ -1,0 +1,1 @@
+"""Mailers against servers on loopback; `fakes` holds the servers, for other tests too."""
