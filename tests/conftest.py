@@ -14,7 +14,7 @@ import pytest
 from tests.rig import ports
 from tests.rig.absence import on_ci
 
-pytest_plugins = ["tests.rig.browser", "tests.rig.postgres"]
+pytest_plugins = ["tests.rig.browser", "tests.rig.postgres", "tests.pages"]
 
 # Examples take as long as the machine is busy; on CI the same ones are tried every time.
 hypothesis.settings.register_profile(

@@ -6,9 +6,10 @@ from typing import Any
 from email_validator import EmailNotValidError, validate_email
 from flask_babel import gettext as _
 from flask_wtf import FlaskForm
-from wtforms import Field, IntegerField, RadioField, SelectField, StringField, ValidationError
+from wtforms import Field, IntegerField, SelectField, StringField, ValidationError
 from wtforms.fields.choices import SelectChoice  # type: ignore[attr-defined]
 from wtforms.validators import StopValidation
+from wtforms.widgets import ListWidget, RadioInput
 
 Check = Callable[[Any, Field], None]
 Options = Iterable[tuple[str, Any]]
@@ -105,8 +106,8 @@ class Choice(SelectField):
 class Radios(Choice):
     """One of a few values, as radio buttons."""
 
-    widget = RadioField.widget
-    option_widget = RadioField.option_widget
+    widget = ListWidget(prefix_label=False)
+    option_widget = RadioInput()
 
 
 def choices(options: Options) -> list[Any]:

@@ -150,10 +150,10 @@ def number(value: float) -> str:
 def size(value: int) -> str:
     """`186 KB`: in steps of 1,024, as mail programs count."""
     if value < 1024:
-        return _("%(n)s bytes", n=value)
+        return str(_("%(n)s bytes", n=value))
     if value < 1024 * 1024:
-        return _("%(n)s KB", n=number(round(value / 1024)))
-    return _("%(n)s MB", n=number(round(value / 1024 / 1024, 1)))
+        return str(_("%(n)s KB", n=number(round(value / 1024))))
+    return str(_("%(n)s MB", n=number(round(value / 1024 / 1024, 1))))
 
 
 def my_bar() -> dict[str, Any]:

@@ -231,6 +231,12 @@ def requires(
     return wrap
 
 
+def policy_of(endpoint: str) -> Policy:
+    """What a view asks for; raises AttributeError for a view without `@requires`."""
+    view: Any = current_app.view_functions[endpoint]
+    return cast(Policy, view.required_right)
+
+
 def refuse(policy: Policy, arguments: dict[str, Any]) -> Response | None:
     """None when the request may go on; else a redirect to sign in. Raises 403 or 404."""
     if policy is Access.PUBLIC:
@@ -268,9 +274,11 @@ def site_in_hand(found: Person, slug: str) -> tuple[Site, Role | None]:
     )
     with db().read() as session:
         row = session.execute(query).first()
-    if row is None or (row[1] is None and not found.user.is_admin):
+    site: Site | None = row[0] if row else None
+    role = Role(row[1]) if row and row[1] else None
+    if site is None or (role is None and not found.user.is_admin):
         abort(404)
-    return row[0], Role(row[1]) if row[1] else None
+    return site, role
 
 
 def my_sites(session: Session, limit: int | None = None) -> list[tuple[Site, Role | None]]:
@@ -388,7 +396,9 @@ def menu_entry(
 def links(group: Group, site: Site | None = None) -> list[Link]:
     """The lines of a group that whoever asks may open, in order; for a site, or for none."""
     site = site or g.get("site")
-    arguments = {"slug": site.slug} if site and group in {Group.SITE, Group.SETTINGS} else {}
+    arguments: dict[str, Any] = (
+        {"slug": site.slug} if site and group in {Group.SITE, Group.SETTINGS} else {}
+    )
     return [
         Link(
             url=url_for(entry.endpoint, **arguments),
@@ -402,8 +412,7 @@ def links(group: Group, site: Site | None = None) -> list[Link]:
 
 
 def _may_open(entry: Entry) -> bool:
-    view = current_app.view_functions[entry.endpoint]
-    policy: Policy = view.required_right  # type: ignore[attr-defined]
+    policy = policy_of(entry.endpoint)
     if isinstance(policy, Right):
         return may(policy)
     return policy is Access.PUBLIC or person() is not None
@@ -412,15 +421,12 @@ def _may_open(entry: Entry) -> bool:
 def site_url(site: Site, role: Role | None) -> str:
     """The page of a site that its name links to: its log if there is one, else its settings."""
     who = user()
+    entries = [e for e in frame().entries if e.group in {Group.SITE, Group.SETTINGS}]
     shown = [
         entry
-        for entry in sorted(frame().entries, key=lambda entry: (entry.group, entry.order))
-        if entry.group in {Group.SITE, Group.SETTINGS}
-        and allows(
-            current_app.view_functions[entry.endpoint].required_right,  # type: ignore[attr-defined]
-            role=role,
-            is_admin=who.is_admin,
-        )
+        for entry in sorted(entries, key=lambda entry: entry.order)
+        if isinstance(right := policy_of(entry.endpoint), Right)
+        and allows(right, role=role, is_admin=who.is_admin)
     ]
     if not shown:
         return home_url()
@@ -437,8 +443,12 @@ def language() -> str:
     for wish in (found.user.language if found else None, request.cookies.get(LANGUAGE_COOKIE)):
         if wish in i18n.LANGUAGES:
             return wish
-    best = request.accept_languages.best_match(["en", "zh"])
-    return i18n.CHINESE if best == "zh" else i18n.ENGLISH
+    # Not `best_match`: it would take a plain `en` of low rank before a `zh-CN` of the highest.
+    for tag, quality in request.accept_languages:
+        primary = tag.partition("-")[0].lower()
+        if quality > 0 and primary in {"en", "zh"}:
+            return i18n.CHINESE if primary == "zh" else i18n.ENGLISH
+    return i18n.ENGLISH
 
 
 def time_zone() -> str:

@@ -1,0 +1,66 @@
+/* Small comforts. Every page works without them. */
+(() => {
+  "use strict";
+  const say = document.body.dataset;
+
+  // Copy: the value of a field or the text of an element; a tick shows that it worked.
+  for (const place of document.querySelectorAll("[data-copy]")) {
+    if (!navigator.clipboard) break;
+    place.hidden = false;
+    place.querySelector("button").addEventListener("click", async () => {
+      const source = document.getElementById(place.dataset.copy);
+      await navigator.clipboard.writeText("value" in source ? source.value : source.textContent.trim());
+      const use = place.querySelector("use");
+      use.setAttribute("href", "#i-check");
+      const status = document.createElement("span");
+      status.className = "vh";
+      status.setAttribute("role", "status");
+      status.textContent = say.copied;
+      place.append(status);
+      setTimeout(() => { use.setAttribute("href", "#i-copy"); status.remove(); }, 2000);
+    });
+  }
+
+  // Leaving a form that was changed asks first. A form shown with errors counts as changed.
+  for (const form of document.querySelectorAll("form[data-leave]")) {
+    const written = () => new URLSearchParams(new FormData(form)).toString();
+    const before = written();
+    let sent = false;
+    form.addEventListener("submit", () => { sent = true; });
+    addEventListener("beforeunload", (event) => {
+      if (sent || (written() === before && !form.querySelector("[aria-invalid]"))) return;
+      event.preventDefault();
+      event.returnValue = say.leave;
+    });
+  }
+
+  // Find a site in the switcher.
+  for (const finder of document.querySelectorAll("[data-find]")) {
+    finder.hidden = false;
+    const items = [...document.getElementById(finder.dataset.find).children].slice(1);
+    finder.querySelector("input").addEventListener("input", (event) => {
+      const wanted = event.target.value.trim().toLowerCase();
+      for (const item of items) item.hidden = !item.textContent.toLowerCase().includes(wanted);
+    });
+  }
+
+  // Relative times count on by themselves, in the words that the server would use.
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60]];
+  const lang = document.documentElement.lang;
+  const long = new Intl.RelativeTimeFormat(lang);
+  const tick = () => {
+    for (const time of document.querySelectorAll("time[data-ticks]")) {
+      const seconds = Math.floor((Date.now() - Date.parse(time.dateTime)) / 1000);
+      const [unit, length] = units.find((pair) => seconds >= pair[1]) || [];
+      if (!unit || seconds > 30 * 86400) continue;
+      const whole = Math.floor(seconds / length);
+      time.textContent = time.dataset.ticks === "long"
+        ? long.format(-whole, unit)
+        : new Intl.NumberFormat(lang, { style: "unit", unit, unitDisplay: "short" }).format(whole);
+    }
+  };
+  setInterval(tick, 30000);
+
+  // The error summary takes the focus, so that it is read out and the keys start there.
+  document.getElementById("errors")?.focus();
+})();
