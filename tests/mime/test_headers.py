@@ -136,6 +136,7 @@ def test_a_wrong_field_name_is_refused() -> None:
         (b"caf\xe9", "café"),
         (b"=?gb2312?B?xOO6ww==?= 1", "你好 1"),
         (b"=?utf-8?B?5L0=?=\r\n =?utf-8?B?oA==?=", "你"),
+        (b"x =?utf-8?Q?a?= =?latin1?Q?b?= y", "x ab y"),
         (b"=?utf-8?Q?Hello world=21?=", "Hello world!"),
         (b"=?utf-8?Q?How are you??=", "How are you?"),
         (b"=?x-none?Q?=E9?=", "é"),
@@ -185,6 +186,11 @@ def test_a_rendered_address_reads_back_the_same(name: str, email: str) -> None:
     rendered = render_address(Address(name, email))
     assert parse_addresses(rendered) == [Address(name, email)]
     assert all(len(line) <= 78 for line in rendered.split(b"\r\n"))
+
+
+def test_a_name_that_looks_encoded_reads_back_as_it_looks() -> None:
+    address = Address("=?utf-8?q?x?=", "a@b")
+    assert parse_addresses(render_address(address)) == [address]
 
 
 @given(st.lists(st.tuples(NAMES, EMAILS), max_size=6))

@@ -275,6 +275,21 @@ def test_any_bytes_leave_as_a_mail(raw: bytes, header_envelope: bool) -> None:
     assert message.defects == []
 
 
+def test_overlong_lines_do_not_leave() -> None:
+    raw = b"Subject: " + b"word " * 300 + b"\r\n\r\n" + "é".encode() * 900 + b"\r\nshort"
+    out = a_mail_that_leaves(raw)
+    assert max(map(len, out.content.split(b"\r\n"))) <= 998
+    assert header(out, b"mime-version") == [b"1.0"]
+    message = message_from_bytes(out.content)
+    assert message.get_payload(decode=True) == "é".encode() * 900 + b"\r\nshort"
+
+
+def test_a_long_header_alone_changes_nothing_else() -> None:
+    out = a_mail_that_leaves(b"Subject: " + b"word " * 300 + b"\r\n\r\nbody")
+    assert header(out, b"mime-version") == []
+    assert parse(out.content)[2] == b"body"
+
+
 def test_a_mail_without_a_blank_line_gets_one() -> None:
     out = a_mail_that_leaves(b"Subject: x")
     assert out.content.endswith(b"\r\n\r\n")

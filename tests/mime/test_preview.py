@@ -61,7 +61,13 @@ def test_images_inside_the_mail_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", ["data:image/svg+xml;base64,AAAA", "data:text/html;base64,AAAA", 'data:image/png,"x']
+    "data",
+    [
+        "data:image/svg+xml;base64,AAAA",
+        "data:image/bmp;base64,AAAA",
+        "data:text/html;base64,AAAA",
+        'data:image/png,"x',
+    ],
 )
 def test_only_images_that_cannot_act_are_shown(data: str) -> None:
     assert cleaned('<img src="cid:x">', x=data) == "<img>"

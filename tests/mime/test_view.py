@@ -61,6 +61,13 @@ def test_attachments_come_back_as_they_were() -> None:
             attachment_bytes(raw, index)
 
 
+def test_text_offered_as_a_file_is_a_file() -> None:
+    raw = b"Content-Disposition: attachment\r\n\r\nHello"
+    view = read_mail(raw)
+    assert view.text is None
+    assert [a.filename for a in view.attachments] == ["part-1.txt"]
+
+
 def test_images_inside_the_mail_become_data_addresses() -> None:
     assert inline_images(a_full_mail()) == {
         "logo@x": "data:image/png;base64," + b64encode(PNG).decode()
@@ -89,6 +96,7 @@ def test_only_images_a_browser_may_show_are_inlined() -> None:
         (b"Content-Type: multipart/mixed; boundary=c\r\n\r\n--b\r\nHello", "--b\nHello"),
         (b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nHello", "Hello"),
         (b'Content-Type: multipart/mixed; boundary="b\n\n--b\n\nHello', "--b\n\nHello"),
+        (b"Content-Type: multipart/mixed; boundary=b\n\n--b\n\nx --b\n--bc\n--b--", "x --b\n--bc"),
         (b"Message-ID: <[a@b]>\r\n\r\nHello", "Hello"),
         (b"Subject: \xff\xfe\r\n\r\nHello", "Hello"),
         (b"Content-Type: multipart/mixed; boundary=b\n\n--b\n\none\n--b\n\ntwo\n--b--", "one\ntwo"),
