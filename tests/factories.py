@@ -196,7 +196,7 @@ def a_connection(
     session.add(made)
     session.flush()
     if secrets and keyring:
-        made.secrets = keyring.seal("connection", f"connection:{made.id}", {mailer: secrets})
+        made.secrets = keyring.seal("connection", f"connection:{made.uid}", {mailer: secrets})
         stored = {"at": a_time().isoformat(), "by": "mara@agentur.example"}
         made.secrets_set = {mailer: dict.fromkeys(secrets, stored)}
     if site and primary:
@@ -267,8 +267,11 @@ def a_message(
     session.flush()
     session.add(Content(message_id=mail.id, raw=zlib.compress(source)))
     stored = State.QUEUED if state is State.SENDING else state
+    is_due = waits or state in {State.SENDING, State.HELD}
     session.add_all(
-        Recipient(message_id=mail.id, position=position, address=address, state=stored)
+        Recipient(
+            message_id=mail.id, position=position, address=address, state=stored, is_due=is_due
+        )
         for position, address in enumerate(to)
     )
     _count(session, site, connection, at, "accepted")

@@ -1,0 +1,442 @@
+"""How every site stands, worst first: what the board shows. A fixed number of queries in all."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from webapp.connections.models import Connection, Health
+from webapp.delivery.models import Lane, Message, State, Tally
+from webapp.fields import N_
+from webapp.ops.status import delivers
+from webapp.sites.models import Mode, Site
+from webapp.words import SITE, SiteState, Status, Tone
+
+HOURS = 24
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
+LAST = datetime.max.replace(tzinfo=UTC)
+
+QUIET_LOOKS_BACK = timedelta(days=14)
+QUIET_AT_LEAST = timedelta(days=3)
+QUIET_GAPS = 5
+"""A site is quiet after this many times its usual gap between two mails."""
+
+SLOWED_DOWN = Status(icon="soon", tone=Tone.WARN, word=N_("Slowed down"))
+
+
+class Part(StrEnum):
+    """The three parts of the board, in the order in which they need somebody."""
+
+    ACT = "act"
+    SOON = "soon"
+    FINE = "fine"
+
+
+class Why(StrEnum):
+    """What the sentence under a state is about."""
+
+    NOTHING = ""
+    LOGIN_REFUSED = "login-refused"
+    MISCONFIGURED = "misconfigured"
+    FAILING = "failing"
+    SLOWED_DOWN = "slowed-down"
+    QUIET = "quiet"
+    NO_CONNECTION = "no-connection"
+    BY_CHOICE = "by-choice"
+
+
+PARTS: dict[SiteState, Part] = {
+    SiteState.FAILING: Part.ACT,
+    SiteState.NO_CONNECTION: Part.SOON,
+    SiteState.QUIET: Part.SOON,
+    SiteState.ON_HOLD: Part.SOON,
+    SiteState.REDIRECTED: Part.SOON,
+    SiteState.NOT_SENT: Part.SOON,
+    SiteState.NO_MAIL: Part.FINE,
+    SiteState.WORKING: Part.FINE,
+}
+BY_MODE: dict[str, SiteState] = {
+    Mode.HOLD: SiteState.ON_HOLD,
+    Mode.REDIRECT_TO: SiteState.REDIRECTED,
+    Mode.DO_NOT_SEND: SiteState.NOT_SENT,
+}
+STOPPED = {
+    Health.NEEDS_REAUTHORISATION: Why.LOGIN_REFUSED,
+    Health.MISCONFIGURED: Why.MISCONFIGURED,
+    Health.FAILING: Why.FAILING,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hour:
+    """One hour of a site, by when its mail was accepted or given up."""
+
+    accepted: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What a site has handed in, and what of it waits."""
+
+    last_sent_at: datetime | None = None
+    last_accepted_at: datetime | None = None
+    waiting: int = 0
+    oldest_waiting_at: datetime | None = None
+    hours: tuple[Hour, ...] = (Hour(),) * HOURS
+
+    @property
+    def accepted(self) -> int:
+        """Mails in the hours shown."""
+        return sum(hour.accepted for hour in self.hours)
+
+    @property
+    def failed(self) -> int:
+        """Mails given up in the hours shown."""
+        return sum(hour.failed for hour in self.hours)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One site and how it stands."""
+
+    site: Site
+    traffic: Traffic
+    state: SiteState
+    why: Why = Why.NOTHING
+    place: str = ""
+    """Where its mail goes: host and port, or the connection's name."""
+    code: str = ""
+    words: str = ""
+    since: datetime | None = None
+    usual_per_day: float = 0.0
+
+    @property
+    def part(self) -> Part:
+        """Where on the board it stands."""
+        if self.state is SiteState.NO_CONNECTION and self.traffic.waiting:
+            return Part.ACT
+        if self.why is Why.SLOWED_DOWN:
+            return Part.SOON
+        return PARTS[self.state]
+
+    @property
+    def status(self) -> Status:
+        """How its state looks."""
+        return SLOWED_DOWN if self.why is Why.SLOWED_DOWN else SITE[self.state]
+
+    @property
+    def mark(self) -> str:
+        """The tone of the bar beside a row that somebody should look at."""
+        if self.part is Part.ACT:
+            return Tone.BAD.value
+        return Tone.WARN.value if self.status.tone is Tone.WARN else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """All rows, worst first, and what stands above them."""
+
+    rows: tuple[Row, ...]
+    worker_seen: bool
+    """Whether a delivery worker was seen lately; without one no mail leaves."""
+
+    def part(self, part: Part) -> tuple[Row, ...]:
+        """The rows of one part."""
+        return tuple(row for row in self.rows if row.part is part)
+
+    @property
+    def accepted(self) -> int:
+        """Mails of all sites in the hours shown."""
+        return sum(row.traffic.accepted for row in self.rows)
+
+    @property
+    def failed(self) -> int:
+        """Mails of all sites given up in the hours shown."""
+        return sum(row.traffic.failed for row in self.rows)
+
+    @property
+    def waiting(self) -> int:
+        """Mails of all sites that are not over yet."""
+        return sum(row.traffic.waiting for row in self.rows)
+
+    @property
+    def oldest_waiting_at(self) -> datetime | None:
+        """Since when the oldest of them waits."""
+        times = (row.traffic.oldest_waiting_at for row in self.rows)
+        return min((at for at in times if at is not None), default=None)
+
+
+def board(session: Session, site_ids: Iterable[int], now: datetime) -> Board:
+    """How these sites stand."""
+    wanted = sorted(set(site_ids))
+    placed = session.execute(
+        sa.select(Site, Connection, Lane)
+        .outerjoin(Connection, Connection.id == Site.primary_connection_id)
+        .outerjoin(Lane, Lane.id == Connection.lane_id)
+        .where(Site.id.in_(wanted))
+    ).all()
+    traffic = _traffic(session, wanted, now)
+    usual = _usual(session, [row[0] for row in placed], traffic, now)
+    rows = [_row(*row, traffic[row[0].id], usual, now) for row in placed]
+    return Board(rows=tuple(sorted(rows, key=_worst_first)), worker_seen=delivers(session, now))
+
+
+def standing(session: Session, site_id: int, now: datetime) -> Row:
+    """How one site stands, for the pages of that site."""
+    return board(session, [site_id], now).rows[0]
+
+
+def _worst_first(row: Row) -> tuple[int, int, datetime, str]:
+    parts = list(Part)
+    states = list(PARTS)
+    oldest = row.traffic.oldest_waiting_at or datetime.max.replace(
+        tzinfo=row.site.created_at.tzinfo
+    )
+    return parts.index(row.part), states.index(row.state), oldest, row.site.name.casefold()
+
+
+# ---- the state of one site ----
+
+
+def _row(
+    site: Site,
+    connection: Connection | None,
+    lane: Lane | None,
+    traffic: Traffic,
+    usual: Mapping[int, float],
+    now: datetime,
+) -> Row:
+    if (by_choice := BY_MODE.get(site.mode)) is not None:
+        return Row(site=site, traffic=traffic, state=by_choice, why=Why.BY_CHOICE)
+    if connection is None or lane is None:
+        state = SiteState.NO_CONNECTION
+        return Row(site=site, traffic=traffic, state=state, why=Why.NO_CONNECTION)
+    stopped = _stopped(site, connection, lane, traffic)
+    if stopped is not None:
+        return stopped
+    if lane.is_blocked and lane.blocked_until is not None and lane.blocked_until > now:
+        return Row(
+            site=site,
+            traffic=traffic,
+            state=SiteState.WORKING,
+            why=Why.SLOWED_DOWN,
+            place=place_of(connection),
+            words=lane.blocked_words,
+            since=lane.blocked_since,
+        )
+    if site.id in usual:
+        return Row(
+            site=site,
+            traffic=traffic,
+            state=SiteState.QUIET,
+            why=Why.QUIET,
+            since=traffic.last_accepted_at,
+            usual_per_day=usual[site.id],
+        )
+    nothing_yet = traffic.last_accepted_at is None
+    state = SiteState.NO_MAIL if nothing_yet else SiteState.WORKING
+    return Row(site=site, traffic=traffic, state=state)
+
+
+def _stopped(site: Site, connection: Connection, lane: Lane, traffic: Traffic) -> Row | None:
+    """The row of a site whose mail does not get through, by its lane or by its connection.
+
+    A blocked lane is told first: another site with the same login may have met the refusal.
+    """
+    blocked = lane.is_blocked and lane.blocked_until is None
+    health = lane.blocked_kind if blocked else connection.health
+    why = STOPPED.get(Health(health)) if health in set(Health) else None
+    if blocked and why is None:
+        why = Why.FAILING
+    if why is None:
+        return None
+    return Row(
+        site=site,
+        traffic=traffic,
+        state=SiteState.FAILING,
+        why=why,
+        place=place_of(connection),
+        code=connection.last_code,
+        words=connection.last_words or lane.blocked_words,
+        since=lane.blocked_since if blocked else connection.health_since,
+    )
+
+
+def place_of(connection: Connection) -> str:
+    """What a person calls the place a connection sends to."""
+    settings = connection.settings.get(connection.mailer, {})
+    return str(settings.get("host") or connection.nickname or connection.mailer)
+
+
+# ---- traffic ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """When a mail came, and when it was over."""
+
+    accepted_at: datetime
+    finished_at: datetime | None
+
+
+def _traffic(session: Session, wanted: Sequence[int], now: datetime) -> dict[int, Traffic]:
+    newest = _newest(session, wanted)
+    waiting = _waiting(session, wanted)
+    ids = {found for pair in newest.values() for found in pair if found is not None}
+    ids |= {oldest for _count, oldest in waiting.values()}
+    times = _times(session, ids)
+    hours = _hours(session, wanted, now)
+    traffic = {}
+    for site_id in wanted:
+        last_sent, last = newest.get(site_id, (None, None))
+        count, oldest = waiting.get(site_id, (0, None))
+        traffic[site_id] = Traffic(
+            last_sent_at=times[last_sent].finished_at if last_sent in times else None,
+            last_accepted_at=times[last].accepted_at if last in times else None,
+            waiting=count,
+            oldest_waiting_at=times[oldest].accepted_at if oldest in times else None,
+            hours=hours[site_id],
+        )
+    return traffic
+
+
+def _newest(session: Session, wanted: Sequence[int]) -> dict[int, tuple[int | None, int | None]]:
+    """Per site the newest mail that was sent, and the newest of all: one probe of an index each."""
+    newest = sa.select(sa.func.max(Message.id)).where(Message.site_id == Site.id)
+    sent = newest.where(Message.state == State.SENT)
+    rows = session.execute(
+        sa.select(
+            Site.id,
+            sent.correlate(Site).scalar_subquery(),
+            newest.correlate(Site).scalar_subquery(),
+        ).where(Site.id.in_(wanted))
+    )
+    return {row[0]: (row[1], row[2]) for row in rows}
+
+
+def _waiting(session: Session, wanted: Sequence[int]) -> dict[int, tuple[int, int]]:
+    """Per site how many mails are not over yet, and the oldest of them; from indexes alone.
+
+    An unclear mail is over unless it is due again.
+    """
+    columns = (Message.site_id, sa.func.count().label("n"), sa.func.min(Message.id).label("oldest"))
+    mine = sa.select(*columns).where(Message.site_id.in_(wanted)).group_by(Message.site_id)
+    states = (State.HELD, State.QUEUED, State.SENDING, State.DEFERRED)
+    unclear = Message.state == State.UNCERTAIN
+    both = sa.union_all(
+        mine.where(Message.state.in_(states)),
+        mine.where(unclear, Message.due_at.is_not(None)),
+    ).subquery()
+    rows = session.execute(
+        sa.select(both.c.site_id, sa.func.sum(both.c.n), sa.func.min(both.c.oldest)).group_by(
+            both.c.site_id
+        )
+    )
+    return {row[0]: (int(row[1]), row[2]) for row in rows}
+
+
+def _times(session: Session, ids: Iterable[int]) -> dict[int, Times]:
+    query = sa.select(Message.id, Message.accepted_at, Message.finished_at)
+    rows = session.execute(query.where(Message.id.in_(sorted(ids))))
+    return {row[0]: Times(accepted_at=row[1], finished_at=row[2]) for row in rows}
+
+
+def _hours(session: Session, wanted: Sequence[int], now: datetime) -> dict[int, tuple[Hour, ...]]:
+    first = now.replace(minute=0, second=0, microsecond=0) - (HOURS - 1) * HOUR
+    rows = session.execute(
+        sa.select(Tally.site_id, Tally.hour, _sum_of("accepted"), _sum_of(State.FAILED))
+        .where(
+            Tally.site_id.in_(wanted),
+            Tally.hour >= first,
+            Tally.outcome.in_(["accepted", State.FAILED]),
+        )
+        .group_by(Tally.site_id, Tally.hour)
+    )
+    found: dict[int, dict[int, Hour]] = defaultdict(dict)
+    for site_id, hour, accepted, failed in rows:
+        found[site_id][(hour - first) // HOUR] = Hour(accepted=int(accepted), failed=int(failed))
+    nothing = Hour()
+    return {
+        site_id: tuple(found[site_id].get(index, nothing) for index in range(HOURS))
+        for site_id in wanted
+    }
+
+
+def _sum_of(outcome: str) -> sa.Function[Any]:
+    return sa.func.sum(sa.case((Tally.outcome == outcome, Tally.count), else_=0))
+
+
+# ---- silence ----
+
+
+def _usual(
+    session: Session, sites: Sequence[Site], traffic: Mapping[int, Traffic], now: datetime
+) -> dict[int, float]:
+    """Mails a day that the sites which fell silent usually had; nothing for all others."""
+    since = {
+        site.id: last - QUIET_LOOKS_BACK
+        for site in sites
+        if (last := traffic[site.id].last_accepted_at) is not None and now - last > QUIET_AT_LEAST
+    }
+    if not since:
+        return {}
+    rows = session.execute(
+        sa.select(Tally.site_id, sa.func.sum(Tally.count))
+        .where(
+            Tally.outcome == "accepted",
+            sa.or_(*(_from(site_id, first) for site_id, first in since.items())),
+        )
+        .group_by(Tally.site_id)
+    )
+    counts = {row[0]: int(row[1]) for row in rows}
+    usual = {}
+    for site in sites:
+        last = traffic[site.id].last_accepted_at
+        if site.id in counts and last is not None:
+            days = max(DAY, min(QUIET_LOOKS_BACK, last - site.created_at)) / DAY
+            per_day = counts[site.id] / days
+            if is_quiet(now - last, per_day):
+                usual[site.id] = per_day
+    return usual
+
+
+def _from(site_id: int, first: datetime) -> sa.ColumnElement[bool]:
+    return sa.and_(Tally.site_id == site_id, Tally.hour >= first)
+
+
+def is_quiet(silence: timedelta, per_day: float) -> bool:
+    """Whether a silence is longer than this traffic explains; little traffic says nothing."""
+    if per_day < 1:
+        return False
+    return silence > max(QUIET_AT_LEAST, QUIET_GAPS * DAY / per_day)
+
+
+# ---- the little chart ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """Two paths in a box of 98 by 22: hours in which all went well, and hours with a failure."""
+
+    ok: str
+    no: str
+
+
+def bars(hours: Sequence[Hour]) -> Bars:
+    """One bar an hour; the tallest fills the box, and a single mail is still seen."""
+    tallest = max((max(hour.accepted, hour.failed) for hour in hours), default=0)
+    ok: list[str] = []
+    no: list[str] = []
+    for index, hour in enumerate(hours):
+        count = max(hour.accepted, hour.failed)
+        if count:
+            height = max(2, round(20 * count / tallest))
+            (no if hour.failed else ok).append(f"M{2.5 + 4 * index:g} 22v-{height}")
+    return Bars(ok="".join(ok), no="".join(no))
