@@ -120,7 +120,7 @@ class World:
                     source=Source.SMTP,
                     mail_from=mail_from,
                     recipients=tuple(to),
-                    raw=raw or a_mail(),
+                    raw=a_mail() if raw is None else raw,
                     received={},
                 )
             )

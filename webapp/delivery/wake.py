@@ -49,7 +49,7 @@ class Listener:
     def wait(self) -> None:
         """Block until woken, and swallow the wake-ups that came together."""
         self.socket.recv(16)
-        with suppress(BlockingIOError):
+        with suppress(BlockingIOError, TimeoutError):
             while self.socket.recv(16, socket.MSG_DONTWAIT):
                 pass
 

@@ -304,11 +304,14 @@ class Acceptor:
                 ready.append((prepare(submission), future))
             except NotAccepted as refusal:
                 future.set_exception(refusal)
+            except Exception as error:  # one mail's bug must not end this thread
+                log.exception("a mail could not be read")
+                future.set_exception(_refusal(error))
         if not ready:
             return
         try:
             answers = self._commit([prepared for prepared, _ in ready])
-        except sa.exc.SQLAlchemyError as error:
+        except Exception as error:  # noqa: BLE001  (some mail of the group, or the database)
             self._store_singly(ready, error)
             return
         self._waker.wake()
@@ -318,13 +321,14 @@ class Acceptor:
     def _store_singly(
         self, ready: list[tuple[Prepared, "Future[Accepted]"]], error: Exception
     ) -> None:
-        """One mail of a group could not be stored: find it, so that the others are."""
+        """The group could not be stored: those of it that can be, are."""
+        log.warning("a group of mails is stored one by one", error=repr(error)[:300])
         for prepared, future in ready:
             try:
                 answer = self._commit([prepared])
-            except sa.exc.SQLAlchemyError as own:
-                log.error("a mail could not be stored", error=type(own).__name__, cause=str(error))
-                future.set_exception(NotAccepted(_reply_for(own)))
+            except Exception as own:
+                log.exception("a mail could not be stored")
+                future.set_exception(_refusal(own))
             else:
                 self._waker.wake()
                 future.set_result(answer[0])
@@ -335,7 +339,8 @@ class Acceptor:
             return store(connection, group, now)
 
 
-def _reply_for(error: sa.exc.SQLAlchemyError) -> str:
-    if "full" in str(error).lower() or "No space" in str(error):
-        return "452 4.3.1 The disk is full: try again later"
-    return "451 4.3.0 The mail could not be stored: try again later"
+def _refusal(error: Exception) -> NotAccepted:
+    text = str(error).lower()
+    if "is full" in text or "no space" in text:
+        return NotAccepted("452 4.3.1 The disk is full: try again later")
+    return NotAccepted("451 4.3.0 The mail could not be stored: try again later")

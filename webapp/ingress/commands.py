@@ -38,8 +38,8 @@ def sendmail(
     if not raw.strip():
         _refuse("there is no mail on standard input", NO_INPUT)
     given = [address for address in recipients if not address.startswith("-")]
+    facts = facts_of(raw)
     if read_recipients:
-        facts = facts_of(raw)
         given += [a.email for a in (*facts.to, *facts.cc, *facts.bcc) if a.email]
     wanted = tuple(dict.fromkeys(given))
     if not wanted:
@@ -47,7 +47,7 @@ def sendmail(
     bad = [address for address in wanted if "@" not in address]
     if bad:
         _refuse(f"{bad[0]} is not a mail address", NO_USER)
-    _queue(raw, wanted, sender, slug)
+    _queue(raw, wanted, sender or facts.from_email, slug)
 
 
 def _queue(raw: bytes, recipients: tuple[str, ...], sender: str, slug: str | None) -> None:

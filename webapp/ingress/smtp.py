@@ -105,7 +105,6 @@ class Session(SMTP):
             tls_context=tls,
             require_starttls=False,
             timeout=COMMAND_TIMEOUT,
-            auth_required=True,
             auth_require_tls=tls is not None and not settings.allow_plain_auth,
             loop=asyncio.get_running_loop(),
         )

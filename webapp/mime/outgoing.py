@@ -98,7 +98,8 @@ def compose(
     body = _shortened(headers, body)
     return Outgoing(
         content=b"".join((headers.serialise(), b"\r\n", body)),
-        mail_from=(block.return_path and decision.email) or mail_from,
+        # A null sender says that nobody wants a bounce of this; it stays null (RFC 5321, 4.5.5).
+        mail_from=(block.return_path and mail_from and decision.email) or mail_from,
         recipients=tuple(recipients),
         from_email=decision.email,
         from_name=decision.name,
