@@ -34,6 +34,17 @@
     });
   }
 
+  // The usual port of an encryption, as long as the field holds a usual one: "none 25 ssl 465 tls 587".
+  for (const port of document.querySelectorAll("[data-usual]")) {
+    const words = port.dataset.usual.split(" ");
+    for (const radio of port.closest(".group").querySelectorAll("[type=radio]")) {
+      radio.addEventListener("change", () => {
+        const at = words.indexOf(radio.value);
+        if (at >= 0 && (!port.value.trim() || words.includes(port.value.trim()))) port.value = words[at + 1];
+      });
+    }
+  }
+
   // Find a site in the switcher.
   for (const finder of document.querySelectorAll("[data-find]")) {
     finder.hidden = false;

@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 PAGES = (
     "webapp.health",
     "webapp.accounts.views",
+    "webapp.sites.views",
+    "webapp.connections.views",
+    "webapp.maillog.views",
 )
 
 

@@ -26,6 +26,7 @@ from webapp.sites.service import check_email, check_line
 
 NICKNAME_LENGTH = 100
 FROM_NAME_LENGTH = 200
+LARGEST_LIMIT = 1_000_000
 
 WHERE_SECRETS_GO = ("host", "username")
 """Settings that say to whom a secret is shown; a mailer that has none of them has no such risk."""
@@ -33,6 +34,7 @@ WHERE_SECRETS_GO = ("host", "username")
 STOPPED = (Health.NEEDS_REAUTHORISATION, Health.MISCONFIGURED)
 """Saving is how a person says that the cause is gone, even where nothing here had to change."""
 
+CHOOSE_A_MAILER = N_("Choose a mailer.")
 TYPE_IT_AGAIN = N_(
     "Enter the password again: host, user name or encryption changed, and a stored password is "
     "only used where it was meant for."
@@ -272,7 +274,7 @@ def _checked_mailer(
     """The chosen mailer's plain settings and secrets as they are stored, and sentences by field."""
     kind = registry().get(values.mailer)
     if kind is None:
-        return {}, {}, {"mailer": N_("Choose a mailer.")}
+        return {}, {}, {"mailer": CHOOSE_A_MAILER}
     names = {asked.name for asked in questions(kind) if asked.question.secret}
     fresh = {name: text for name, text in values.secrets.items() if name in names and text}
     kept = {name: text for name, text in stored.items() if name not in values.remove_secrets}
@@ -380,17 +382,36 @@ def _record(
     )
 
 
+# ---- limits ----
+
+
+def check_limit(text: str) -> int | None:
+    """A limit as it is stored, None for none; raises ValueError with the sentence to show."""
+    text = text.strip()
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(N_("Enter a whole number, or nothing for no limit."))
+    if int(text) == 0:
+        raise ValueError(
+            N_("0 would stop all mail. Leave it empty for no limit; to stop mail, use Do Not Send.")
+        )
+    if int(text) > LARGEST_LIMIT:
+        raise ValueError(N_("Enter at most 1,000,000, or nothing for no limit."))
+    return int(text)
+
+
 # ---- hosts in private networks ----
 
 
-def check_host(host: str, resolver: Resolver = socket.getaddrinfo) -> None:
+def check_host(host: str, resolver: Resolver | None = None) -> None:
     """Raise PrivateHost when the name leads into a private network, or to this machine.
 
     Asks the network, so call it before a unit of work. A name that cannot be looked up is no error
     here: it fails at the first mail, with the reason.
     """
     try:
-        found = [str(answer[4][0]) for answer in resolver(host, None)]
+        found = [str(answer[4][0]) for answer in (resolver or socket.getaddrinfo)(host, None)]
     except (OSError, UnicodeError):
         return
     if any(_is_private(address) for address in found):

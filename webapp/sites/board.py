@@ -149,7 +149,7 @@ class Board:
 
     def part(self, part: Part) -> tuple[Row, ...]:
         """The rows of one part."""
-        return tuple(row for row in self.rows if row.part is part)
+        return tuple(row for row in self.rows if row.part == part)
 
     @property
     def accepted(self) -> int:
