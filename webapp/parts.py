@@ -1,14 +1,11 @@
 """The three parts as functions that open what they need, and run until they are told to stop."""
 
 import asyncio
-import os
 import resource
 import signal
-import socket
 import sys
 import threading
 from contextlib import suppress
-from datetime import timedelta
 
 import sqlalchemy as sa
 import structlog
@@ -16,7 +13,7 @@ import uvloop
 
 from webapp import trust
 from webapp.db import Database
-from webapp.delivery.models import Heartbeat
+from webapp.delivery import beats
 from webapp.delivery.wake import Waker
 from webapp.delivery.worker import Worker
 from webapp.ingress.accept import Acceptor
@@ -67,13 +64,13 @@ async def _submission(installation: Installation) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    beats = Beats(installation.db, "submission")
+    alive = Beats(installation.db, "submission")
     try:
         await stop.wait()
     finally:
         await server.stop()
         acceptor.close()
-        beats.stop()
+        alive.stop()
 
 
 def refuse_open_door(installation: Installation) -> None:
@@ -103,23 +100,20 @@ class Beats:
     def __init__(self, db: Database, part: str) -> None:
         self._db = db
         self._part = part
-        self._name = f"{part}:{socket.gethostname()}:{os.getpid()}"
+        self._name = beats.name_of(part)
         self._over = threading.Event()
         threading.Thread(target=self._run, name="heartbeat", daemon=True).start()
 
     def stop(self) -> None:
         """Say no more, and take the last word back."""
         self._over.set()
-        with suppress(sa.exc.DBAPIError), self._db.write() as session:
-            session.execute(sa.delete(Heartbeat).where(Heartbeat.name == self._name))
+        with suppress(sa.exc.DBAPIError), self._db.write_connection() as connection:
+            beats.forget(connection, self._name)
 
     def _run(self) -> None:
         while True:
-            with suppress(sa.exc.DBAPIError), self._db.write() as session:
-                now = self._db.now()
-                session.merge(Heartbeat(name=self._name, part=self._part, beat_at=now, details={}))
-                old = now - timedelta(days=1)
-                session.execute(sa.delete(Heartbeat).where(Heartbeat.beat_at < old))
+            with suppress(sa.exc.DBAPIError), self._db.write_connection() as connection:
+                beats.beat(connection, self._name, self._part, self._db.now(), {})
             if self._over.wait(BEAT_SECONDS):
                 return
 

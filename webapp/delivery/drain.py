@@ -250,10 +250,13 @@ class Drain:
     def _open(self, connection: DbConnection, ids: Sequence[int]) -> None:
         """Connections and sites of these messages, opened once and kept for a second."""
         rows = connection.execute(
-            sa.select(Message.site_id, Message.connection_id).where(Message.id.in_(ids)).distinct()
+            sa.select(Message.site_id, Message.connection_id, Connection.version)
+            .join(Connection, Connection.id == Message.connection_id)
+            .where(Message.id.in_(ids))
+            .distinct()
         ).all()
         sites = {row.site_id for row in rows} - self._placeholders.keys()
-        keys = {row.connection_id for row in rows} - self._opened.keys()
+        keys = {row.connection_id for row in rows if not self._knows(row)}
         if sites:
             found = connection.execute(
                 sa.select(Site.id, Site.placeholder_emails, Site.placeholder_names).where(
@@ -269,6 +272,11 @@ class Drain:
                 query = sa.select(Connection).where(Connection.id.in_(keys))
                 for found_one in session.scalars(query):
                     self._opened[found_one.id] = self._open_one(found_one)
+
+    def _knows(self, row: Any) -> bool:
+        """Whether the settings at hand are those that count: a save counts at the next claim."""
+        known = self._opened.get(row.connection_id)
+        return known is not None and known.version == row.version
 
     def _open_one(self, connection: Connection) -> Opened:
         problem = ""

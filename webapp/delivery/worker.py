@@ -3,21 +3,19 @@
 It wakes when an attempt ends, when mail arrives, and every second.
 """
 
-import os
 import queue
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 
 import sqlalchemy as sa
 import structlog
 
+from webapp.delivery import beats
 from webapp.delivery import queue as ledger
 from webapp.delivery.drain import Drain
-from webapp.delivery.models import Heartbeat
 from webapp.delivery.ownership import Ownership, ownership
 from webapp.delivery.queue import Finished, LaneLost
 from webapp.delivery.sender import Job, Sender
@@ -44,7 +42,7 @@ class Worker:
 
     def __init__(self, installation: Installation, surroundings: Surroundings) -> None:
         self.installation = installation
-        self.name = f"deliver:{socket.gethostname()}:{os.getpid()}"
+        self.name = beats.name_of("deliver")
         self._surroundings = surroundings
         self._stop = threading.Event()
         self._events: queue.SimpleQueue[Finished | Wake] = queue.SimpleQueue()
@@ -181,19 +179,12 @@ class Worker:
             return
         self._beat_at = time.monotonic() + BEAT_SECONDS
         db = self.installation.db
-        with db.write() as session:
-            session.merge(
-                Heartbeat(
-                    name=self.name, part="deliver", beat_at=db.now(), details={"owner": owner}
-                )
-            )
-            session.execute(
-                sa.delete(Heartbeat).where(Heartbeat.beat_at < db.now() - timedelta(days=1))
-            )
+        with db.write_connection() as connection:
+            beats.beat(connection, self.name, "deliver", db.now(), {"owner": owner})
 
     def _forget_beat(self) -> None:
-        with self.installation.db.write() as session:
-            session.execute(sa.delete(Heartbeat).where(Heartbeat.name == self.name))
+        with suppress(sa.exc.DBAPIError), self.installation.db.write_connection() as connection:
+            beats.forget(connection, self.name)
 
     def _chores(self, sender: Sender) -> None:
         sender.conversations.close_idle()
