@@ -233,14 +233,14 @@ class Browser:
 
     def fetch(self, path: str, **options: object) -> TestResponse:
         """The answer as it comes: a redirect, a file, JSON."""
-        return self.raw.get(path, base_url=self.url, **options)  # type: ignore[arg-type]
+        return self.raw.get(path, base_url=self.url, buffered=True, **options)  # type: ignore[arg-type]
 
     def send(
         self, path: str, data: Mapping[str, object] | None = None, **options: object
     ) -> TestResponse:
         """POST with a token, and give the answer as it comes."""
         form = {"csrf_token": self.token(), **(data or {})}
-        return self.raw.post(path, base_url=self.url, data=form, **options)  # type: ignore[arg-type]
+        return self.raw.post(path, base_url=self.url, data=form, buffered=True, **options)  # type: ignore[arg-type]
 
     def post(
         self,

@@ -3,18 +3,12 @@
 from collections.abc import Iterable
 
 from flask import Blueprint, Flask, Response
-from flask.typing import ResponseReturnValue
 from flask_babel import Babel
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import HTTPException
 
 from webapp import i18n, protect, show, web
-from webapp.accounts.rights import Access
 from webapp.installation import Installation
-
-
-def _home() -> ResponseReturnValue:
-    return web.see_other(web.home_url())
 
 
 def build(installation: Installation, pages: Iterable[Blueprint]) -> Flask:
@@ -37,9 +31,6 @@ def build(installation: Installation, pages: Iterable[Blueprint]) -> Flask:
     show.set_up_templates(app)
     for bp in pages:
         app.register_blueprint(bp)
-
-    if "sites.board" not in app.view_functions:
-        app.add_url_rule("/", "home", web.requires(Access.SIGNED_IN)(_home))
 
     @app.after_request
     def add_headers(response: Response) -> Response:

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 import structlog
 from flask import Flask, Response, redirect, render_template, request
 from flask.typing import ResponseReturnValue
-from flask_babel import gettext as _
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -202,6 +201,6 @@ def show_bug(error: Exception) -> ResponseReturnValue:
     try:
         page = render_template("errors/bug.html", error_id=error_id, title=PAGES[500])
     except Exception:  # noqa: BLE001  (the frame itself may be what fails, as without a database)
-        text = _("Something broke here")
-        return Response(f"{text}: {error_id}\n", 500, content_type="text/plain; charset=utf-8")
+        text = f"{PAGES[500]}: {error_id}\n"
+        return Response(text, 500, content_type="text/plain; charset=utf-8")
     return app_response(page, 500)

@@ -331,8 +331,7 @@ def page_address() -> str:
 
 def home_url() -> str:
     """Where people begin."""
-    board = "sites.board" in current_app.view_functions
-    return url_for("sites.board" if board else "accounts.account")
+    return url_for("sites.board")
 
 
 def see_other(target: str) -> Response:

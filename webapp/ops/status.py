@@ -114,9 +114,7 @@ def samples(session: Session, now: datetime) -> Iterator[Sample]:
 
 
 def _count_open(session: Session, state: State) -> int:
-    query = sa.select(sa.func.count()).select_from(Message)
-    # A literal, so that SQLite sees that the partial index holds every such row.
-    query = query.where(Message.state == sa.literal_column(f"'{state.value}'"))
+    query = sa.select(sa.func.count()).select_from(Message).where(*_in_state(state))
     if state is State.UNCERTAIN:
         query = query.where(Message.due_at.is_not(None))
     return session.scalar(query) or 0
@@ -125,9 +123,15 @@ def _count_open(session: Session, state: State) -> int:
 def _oldest_waiting(session: Session, now: datetime) -> float:
     oldest: datetime | None = None
     for state in (State.QUEUED, State.DEFERRED):
-        literal: sa.ColumnClause[str] = sa.literal_column(f"'{state.value}'")
-        query = sa.select(Message.accepted_at).where(Message.state == literal)
+        query = sa.select(Message.accepted_at).where(*_in_state(state))
         found = session.scalar(query.order_by(Message.id).limit(1))
         if found is not None and (oldest is None or found < oldest):
             oldest = found
     return (now - oldest).total_seconds() if oldest else 0.0
+
+
+def _in_state(state: State) -> tuple[sa.ColumnElement[bool], ...]:
+    """The condition as literals, and the one of the partial index with it, or SQLite scans."""
+    literal: sa.ColumnClause[str] = sa.literal_column(f"'{state.value}'")
+    sent: sa.ColumnClause[str] = sa.literal_column("'sent'")
+    return Message.state == literal, Message.state != sent
