@@ -95,7 +95,7 @@ def _part(name: str) -> None:
 def serve() -> None:
     """Run everything: dashboard, SMTP listener, delivery worker."""
     from webapp import parts, web_server
-    from webapp.accounts.service import setup_link
+    from webapp.accounts.setup import setup_link
     from webapp.installation import open_installation
     from webapp.serve import Supervisor
 

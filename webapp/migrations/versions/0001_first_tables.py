@@ -355,6 +355,7 @@ def create_tables() -> None:
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("address", sa.String(length=320), nullable=False),
         sa.Column("state", sa.String(length=12), nullable=False),
+        sa.Column("is_due", sa.Boolean(), nullable=False),
         sa.Column("code", sa.String(length=40), nullable=False),
         sa.Column("words", sa.Text(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=True),

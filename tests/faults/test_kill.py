@@ -1,0 +1,72 @@
+"""kill -9 of each process in turn while mail is handed in: nothing that was answered is lost, and
+nothing arrives twice without being marked."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.rig import Clients, House, Sink, wait_for
+
+MAILS = 1000 if os.environ.get("TEST_FULL") == "1" else 150
+PARTS = ("deliver", "submission", "web", "serve")
+OPEN = {"queued", "sending", "deferred", "held"}
+
+
+@pytest.fixture
+def sink() -> Iterator[Sink]:
+    made = Sink()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def house(db_url: str, tmp_path: Path) -> Iterator[House]:
+    made = House(tmp_path / "instance", db_url)
+    made.command("migrate")
+    yield made
+    if made.process is not None and made.process.poll() is None:
+        made.stop()
+
+
+def test_what_was_answered_arrives_whatever_is_killed(house: House, sink: Sink) -> None:
+    slug = house.made("site", "create", "Shop")["slug"]
+    login = house.made("credential", "create", slug, "--kind", "smtp")
+    house.made(
+        "connection", "create", slug, "--mailer", "smtp", "--name", "Sink", "--primary",
+        "--set", "host=127.0.0.1", "--set", f"port={sink.port}", "--set", "encryption=none",
+        "--from-email", "shop@example.com",
+    )  # fmt: skip
+    house.start()
+    clients = Clients(house.smtp, login["username"], login["password"])
+    handing_in = clients.run(MAILS, threads=6)
+    killed = 0
+    while handing_in.is_alive():
+        done = len(clients.offered)
+        if done >= (killed + 1) * MAILS // (len(PARTS) + 1) and killed < len(PARTS):
+            house.kill(PARTS[killed])
+            killed += 1
+        time.sleep(0.01)
+    handing_in.join()
+    assert killed == len(PARTS)
+    wait_for(lambda: not still_open(house), "the end of the queue")
+
+    messages = {message["message_id"]: message for message in house.made("message", "list")}
+    twice = {name for name, count in sink.arrived.items() if count > 1}
+    marked = {name for name, message in messages.items() if message["maybe_twice"]}
+    assert clients.answered - sink.arrived.keys() == set()
+    assert twice - marked == set()
+    assert max(sink.arrived.values()) <= 2
+    assert messages.keys() - clients.offered == set()
+    assert b"BAD  ledger" not in house.command("doctor")
+    assert house.stop() == 0
+    print(
+        f"{len(clients.offered)} offered, {len(clients.answered)} answered, "
+        f"{len(sink.arrived)} arrived, {len(twice)} twice, {len(marked)} marked"
+    )
+
+
+def still_open(house: House) -> bool:
+    return any(message["state"] in OPEN for message in house.made("message", "list"))
