@@ -387,7 +387,7 @@ def test_limits_come_from_the_lane_which_other_sites_share(
         a_connection(session, session.get_one(Site, site.id), lane=lane)
     page = client.get(PATH)
     assert page.value("limits-concurrency") == "3"
-    assert "3 at the same time · 10000 a day" in page.one("details", class_="fold").text
+    assert "3 at a time · 10000 a day" in page.one("details", class_="fold").text
 
 
 def test_the_page_speaks_chinese(client: Browser, site: Site) -> None:

@@ -213,10 +213,10 @@ def test_the_last_24_hours_are_counted_by_hour(session: Session) -> None:
     a_message(session, site, state=State.SENT, at=NOW - 23 * HOUR)
     a_message(session, site, state=State.FAILED, at=NOW - 24 * HOUR)
     found = row(session, site).traffic
-    assert (found.accepted, found.failed) == (3, 1)
-    assert found.hours[23] == Hour(accepted=1)
+    assert (found.accepted, found.sent, found.failed) == (3, 2, 1)
+    assert found.hours[23] == Hour(accepted=1, sent=1)
     assert found.hours[22] == Hour(accepted=1, failed=1)
-    assert found.hours[0] == Hour(accepted=1)
+    assert found.hours[0] == Hour(accepted=1, sent=1)
 
 
 def test_the_worst_comes_first(session: Session) -> None:

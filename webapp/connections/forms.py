@@ -59,10 +59,10 @@ class FromForm(Form):
 class LimitsForm(Form):
     """How fast mail may leave; empty is unlimited."""
 
-    concurrency = Text(_l("At the same time"))
-    per_minute = Text(_l("A minute"))
-    per_hour = Text(_l("An hour"))
-    per_day = Text(_l("A day"))
+    concurrency = Text(_l("Mails at a time"))
+    per_minute = Text(_l("Mails a minute"))
+    per_hour = Text(_l("Mails an hour"))
+    per_day = Text(_l("Mails a day"))
 
 
 @cache

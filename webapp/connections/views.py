@@ -150,7 +150,7 @@ def is_microsoft(connection: Connection | None) -> bool:
 def paces(form: ConnectionForm) -> list[str]:
     """The limits in words; empty when there are none."""
     words = {
-        "concurrency": _l("%(n)s at the same time"),
+        "concurrency": _l("%(n)s at a time"),
         "per_minute": _l("%(n)s a minute"),
         "per_hour": _l("%(n)s an hour"),
         "per_day": _l("%(n)s a day"),

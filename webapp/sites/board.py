@@ -18,6 +18,7 @@ from webapp.sites.models import Mode, Site
 from webapp.words import SITE, SiteState, Status, Tone
 
 HOURS = 24
+SHOWN = ("accepted", State.SENT, State.FAILED)
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 LAST = datetime.max.replace(tzinfo=UTC)
@@ -78,6 +79,7 @@ class Hour:
     """One hour of a site, by when its mail was accepted or given up."""
 
     accepted: int = 0
+    sent: int = 0
     failed: int = 0
 
 
@@ -95,6 +97,11 @@ class Traffic:
     def accepted(self) -> int:
         """Mails in the hours shown."""
         return sum(hour.accepted for hour in self.hours)
+
+    @property
+    def sent(self) -> int:
+        """Mails handed over in the hours shown."""
+        return sum(hour.sent for hour in self.hours)
 
     @property
     def failed(self) -> int:
@@ -155,6 +162,11 @@ class Board:
     def accepted(self) -> int:
         """Mails of all sites in the hours shown."""
         return sum(row.traffic.accepted for row in self.rows)
+
+    @property
+    def sent(self) -> int:
+        """Mails of all sites handed over in the hours shown."""
+        return sum(row.traffic.sent for row in self.rows)
 
     @property
     def failed(self) -> int:
@@ -351,17 +363,18 @@ def _times(session: Session, ids: Iterable[int]) -> dict[int, Times]:
 def _hours(session: Session, wanted: Sequence[int], now: datetime) -> dict[int, tuple[Hour, ...]]:
     first = now.replace(minute=0, second=0, microsecond=0) - (HOURS - 1) * HOUR
     rows = session.execute(
-        sa.select(Tally.site_id, Tally.hour, _sum_of("accepted"), _sum_of(State.FAILED))
+        sa.select(Tally.site_id, Tally.hour, *(_sum_of(outcome) for outcome in SHOWN))
         .where(
             Tally.site_id.in_(wanted),
             Tally.hour >= first,
-            Tally.outcome.in_(["accepted", State.FAILED]),
+            Tally.outcome.in_(SHOWN),
         )
         .group_by(Tally.site_id, Tally.hour)
     )
     found: dict[int, dict[int, Hour]] = defaultdict(dict)
-    for site_id, hour, accepted, failed in rows:
-        found[site_id][(hour - first) // HOUR] = Hour(accepted=int(accepted), failed=int(failed))
+    for site_id, hour, *counts in rows:
+        accepted, sent, failed = map(int, counts)
+        found[site_id][(hour - first) // HOUR] = Hour(accepted=accepted, sent=sent, failed=failed)
     nothing = Hour()
     return {
         site_id: tuple(found[site_id].get(index, nothing) for index in range(HOURS))

@@ -1,0 +1,155 @@
+"""`postroom connection`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner, Result
+
+from tests.factories import a_lane, a_message, a_site, an_installation
+from webapp.cli import postroom
+from webapp.connections.models import Connection
+from webapp.connections.service import load_mailer
+from webapp.delivery.models import Lane, Message, State
+from webapp.installation import Installation
+from webapp.mailers.smtp import Encryption, Smtp
+from webapp.sites.models import Site
+
+CREATE = ("connection", "create", "shop", "--mailer", "smtp", "--set", "host=127.0.0.1")
+
+
+@pytest.fixture
+def installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Installation:
+    """An installation with a site, that commands open too."""
+    url = f"sqlite:///{tmp_path / 'postroom.db'}"
+    made = an_installation(url, tmp_path)
+    monkeypatch.setenv("POSTROOM_INSTANCE", str(made.settings.instance))
+    monkeypatch.setenv("POSTROOM_DATABASE_URL", url)
+    with made.db.write() as session:
+        a_site(session, slug="shop")
+    return made
+
+
+def run(*arguments: str, typed: str = "") -> Result:
+    result = CliRunner().invoke(postroom, arguments, input=typed)
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def made(*arguments: str, typed: str = "") -> dict[str, Any]:
+    result = run(*arguments, "--json", typed=typed)
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)  # type: ignore[no-any-return]
+
+
+def stored(installation: Installation) -> tuple[Connection, Smtp, Lane]:
+    with installation.db.read() as session:
+        found = session.scalars(sa.select(Connection)).one()
+        lane = session.get_one(Lane, found.lane_id)
+    mailer = load_mailer(found, installation.keyring)
+    assert isinstance(mailer, Smtp)
+    return found, mailer, lane
+
+
+def test_without_a_user_name_there_is_no_login_and_the_rest_are_defaults(
+    installation: Installation,
+) -> None:
+    answer = made(*CREATE)
+    found, mailer, lane = stored(installation)
+    assert answer["id"] == found.uid
+    assert mailer == Smtp(
+        host="127.0.0.1", port=587, encryption=Encryption.TLS, authentication=False
+    )
+    assert (found.from_email, found.force_from_email) == ("", False)
+    assert (lane.concurrency, lane.per_minute, lane.per_hour, lane.per_day) == (None,) * 4
+    assert answer["primary"] is False
+
+
+def test_a_password_comes_from_a_file_or_from_standard_input(
+    installation: Installation, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("from a file\n")
+    login = (*CREATE, "--set", "username=me")
+    by_file = made(*login, "--set", f"password=@{file}")
+    by_input = made(*login, "--set", "password=-", typed="typed in\n")
+    with installation.db.read() as session:
+        found = {each.uid: each for each in session.scalars(sa.select(Connection))}
+    passwords = []
+    for answer in (by_file, by_input):
+        mailer = load_mailer(found[answer["id"]], installation.keyring)
+        assert isinstance(mailer, Smtp)
+        assert mailer.authentication
+        passwords.append(mailer.password)
+    assert passwords == ["from a file", "typed in"]
+    assert "from a file" not in json.dumps([by_file, by_input])
+
+
+def test_a_primary_connection_takes_the_waiting_mail(installation: Installation) -> None:
+    with installation.db.write() as session:
+        a_message(session, session.scalars(sa.select(Site)).one(), state=State.QUEUED)
+    answer = made(*CREATE, "--primary", "--from-email", "a@b.example", "--name", "Relay")
+    assert answer["waiting"] == 1
+    found, _mailer, _lane = stored(installation)
+    assert (found.from_email, found.force_from_email, found.nickname) == (
+        "a@b.example",
+        True,
+        "Relay",
+    )
+    with installation.db.read() as session:
+        assert session.scalars(sa.select(Site)).one().primary_connection_id == found.id
+        assert session.scalars(sa.select(Message)).one().connection_id == found.id
+    (listed,) = json.loads(run("connection", "list", "shop", "--json").stdout)
+    assert (listed["id"], listed["primary"], listed["health"]) == (found.uid, True, "unknown")
+    assert "primary" in run("connection", "list", "shop").stdout
+
+
+def test_forcing_the_from_can_be_left_off(installation: Installation) -> None:
+    made(*CREATE, "--from-email", "a@b.example", "--no-force-from")
+    assert stored(installation)[0].force_from_email is False
+
+
+def test_limits_that_are_not_named_stay_as_the_lane_has_them(installation: Installation) -> None:
+    with installation.db.write() as session:
+        a_lane(session, "smtp:@127.0.0.1:587", per_minute=5, per_day=9)
+    made(*CREATE, "--per-minute", "30", "--per-day", "none", "--concurrency", "2")
+    lane = stored(installation)[2]
+    assert (lane.concurrency, lane.per_minute, lane.per_hour, lane.per_day) == (2, 30, None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--per-minute", "0"), 65, "per_minute: 0 would stop all mail"),
+        (("--per-hour", "many"), 65, "per_hour: Enter a whole number"),
+        (("--set", "port=70000"), 65, "port: Enter a port from 1 to 65535."),
+        (("--set", "port=0"), 65, "port: Enter a port"),
+        (("--set", "port=x"), 65, "port: Enter a whole number."),
+        (("--set", "encryption=rot13"), 65, "encryption: Choose one of the values"),
+        (("--set", "colour=red"), 65, "colour: There is no setting of this name."),
+        (("--set", "host"), 64, "write it as NAME=VALUE"),
+        (("--set", "username=me", "--set", "password=secret"), 64, "password=@FILE"),
+        (("--set", "password=@/nowhere/at/all"), 66, "cannot be read"),
+        (("--from-email", "me"), 65, "from_email: Enter an email address"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_nothing_is_stored(
+    installation: Installation, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    result = run(*CREATE, *arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert said in result.stderr
+    assert "secret" not in result.stderr
+    with installation.db.read() as session:
+        assert session.scalar(sa.select(Connection.id)) is None
+
+
+def test_a_site_or_a_mailer_that_is_not_there_is_refused(installation: Installation) -> None:
+    assert run("connection", "list", "other").exit_code == 67
+    assert run("connection", "create", "other", *CREATE[3:]).exit_code == 67
+    pigeon = run("connection", "create", "shop", "--mailer", "pigeon")
+    assert pigeon.exit_code == 64
+    assert "there are: smtp" in pigeon.stderr

@@ -1,0 +1,257 @@
+"""`postroom connection`: what sites send with, from a terminal or a script."""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from webapp.connections import service
+from webapp.connections.models import Connection
+from webapp.connections.service import FormValues, check_limit
+from webapp.delivery import replan
+from webapp.delivery.lanes import Limits
+from webapp.delivery.models import Lane
+from webapp.delivery.wake import Waker
+from webapp.fields import FieldErrors, from_texts, questions
+from webapp.installation import Installation, open_installation
+from webapp.mailers import registry
+from webapp.mailers.base import Mailer
+from webapp.sites.models import Site
+from webapp.sites.service import find_site
+
+ACTOR = "command line"
+USAGE, DATA, NO_USER, NO_INPUT = 64, 65, 67, 66
+LIMITS = ("concurrency", "per_minute", "per_hour", "per_day")
+
+
+@click.group()
+def connection() -> None:
+    """Connections: configured mailers, by which mail leaves."""
+
+
+@connection.command()
+@click.argument("slug")
+@click.option("--mailer", required=True, help="Its slug, for example smtp.")
+@click.option("--name", default="", help="A nickname.")
+@click.option(
+    "--set",
+    "given",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of the mailer. Secrets as NAME=@FILE, or NAME=- for standard input.",
+)
+@click.option("--from-email", default="", help="The address mail is sent from.")
+@click.option("--from-name", default="", help="The name mail is sent from.")
+@click.option(
+    "--force-from/--no-force-from",
+    default=None,
+    help="Use --from-email for every mail (the default where it is given).",
+)
+@click.option("--concurrency", metavar="N|none", help="Mails at a time.")
+@click.option("--per-minute", metavar="N|none", help="Mails a minute.")
+@click.option("--per-hour", metavar="N|none", help="Mails an hour.")
+@click.option("--per-day", metavar="N|none", help="Mails a day.")
+@click.option("--primary", is_flag=True, help="The site sends with it from now on.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
+def create(
+    slug: str,
+    mailer: str,
+    name: str,
+    given: tuple[str, ...],
+    from_email: str,
+    from_name: str,
+    force_from: bool | None,
+    primary: bool,
+    as_json: bool,
+    **limits: str | None,
+) -> None:
+    """Give a site a connection. Hosts in private networks are fine here."""
+    kind = registry().get(mailer)
+    if kind is None:
+        refuse(f"there is no mailer {mailer}; there are: {', '.join(registry())}", USAGE)
+    texts = read_settings(kind, given)
+    with closing(open_installation()) as installation:
+        try:
+            made, waiting = store(
+                installation,
+                slug,
+                form_values(
+                    kind,
+                    texts,
+                    nickname=name,
+                    from_email=from_email,
+                    from_name=from_name,
+                    force_from=bool(from_email) if force_from is None else force_from,
+                ),
+                chosen_limits(limits),
+                primary=primary,
+            )
+        except FieldErrors as error:
+            refuse(
+                "\n".join(f"{field}: {text}" for field, text in error.errors.items()),
+                DATA,
+            )
+        with closing(Waker(installation.settings.instance)) as waker:
+            waker.wake()
+    if as_json:
+        click.echo(json.dumps({**shown(made), "primary": primary, "waiting": waiting}))
+        return
+    click.echo(f"The connection is made. Its id is {made.uid}.")
+    if waiting:
+        click.echo(f"Waiting mails that now leave by it: {waiting}.")
+
+
+@connection.command(name="list")
+@click.argument("slug")
+@click.option("--json", "as_json", is_flag=True, help="Print all as a JSON list.")
+def list_(slug: str, as_json: bool) -> None:
+    """List the connections of a site."""
+    with closing(open_installation()) as installation, installation.db.read() as session:
+        site = the_site(session, slug)
+        found = service.connections_of(session, site)
+    rows = [{**shown(each), "primary": each.id == site.primary_connection_id} for each in found]
+    if as_json:
+        click.echo(json.dumps(rows, ensure_ascii=False))
+        return
+    for row in rows:
+        mark = "primary" if row["primary"] else ""
+        click.echo(
+            "\t".join(map(str, (row["id"], row["mailer"], row["name"], row["health"], mark)))
+        )
+
+
+def store(
+    installation: Installation,
+    slug: str,
+    values: FormValues,
+    wanted: Mapping[str, int | None],
+    *,
+    primary: bool,
+) -> tuple[Connection, int]:
+    """Save it, and tell the ledger; also returns how many waiting mails now leave by it."""
+    now = installation.db.now()
+    with installation.db.write() as session:
+        site = the_site(session, slug)
+        made = service.save_connection(
+            session, installation.keyring, site, None, values, actor=ACTOR, now=now
+        )
+        lane_key = service.load_mailer(made, installation.keyring).lane_key()
+        limits = merged_limits(session, lane_key, wanted)
+        waiting = replan.connection_saved(session, made, lane_key=lane_key, limits=limits, now=now)
+        if primary:
+            service.set_primary(session, site, made, actor=ACTOR, now=now)
+            waiting += replan.primary_changed(session, site, now)
+    return made, waiting
+
+
+def the_site(session: Session, slug: str) -> Site:
+    """The site with this slug, or the end."""
+    found = find_site(session, slug)
+    if found is None:
+        refuse(f"there is no site with the slug {slug}", NO_USER)
+    return found
+
+
+def form_values(
+    kind: type[Mailer],
+    texts: Mapping[str, str],
+    *,
+    nickname: str,
+    from_email: str,
+    from_name: str,
+    force_from: bool,
+) -> FormValues:
+    """What was asked for, as a page would send it; raises FieldErrors for an unknown setting."""
+    settings, secrets = from_texts(kind, texts)
+    if "authentication" in {asked.name for asked in questions(kind)}:
+        settings["authentication"] = bool(settings.get("username"))
+    return FormValues(
+        nickname=nickname,
+        from_email=from_email,
+        force_from_email=force_from,
+        from_name=from_name,
+        mailer=kind.slug,
+        settings=settings,
+        secrets={name: str(value) for name, value in secrets.items()},
+    )
+
+
+def read_settings(kind: type[Mailer], given: Iterable[str]) -> dict[str, str]:
+    """The `NAME=VALUE` pairs; a secret is read from a file or from standard input."""
+    secret = {asked.name for asked in questions(kind) if asked.question.secret}
+    texts = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            refuse(f"--set {name}: write it as NAME=VALUE", USAGE)
+        texts[name] = read_secret(name, value) if name in secret else value
+    return texts
+
+
+def read_secret(name: str, value: str) -> str:
+    """What a file or standard input holds, without the line end."""
+    if value == "-":
+        return sys.stdin.readline().rstrip("\r\n")
+    if not value.startswith("@"):
+        refuse(
+            f"--set {name}: write {name}=@FILE, or {name}=- for standard input; everybody on this "
+            "machine can see arguments",
+            USAGE,
+        )
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        refuse(f"--set {name}: the file cannot be read ({error})", NO_INPUT)
+
+
+def chosen_limits(given: Mapping[str, str | None]) -> dict[str, int | None]:
+    """The limits that were named; raises FieldErrors."""
+    limits: dict[str, int | None] = {}
+    errors = {}
+    for name in LIMITS:
+        text = given.get(name)
+        if text is None:
+            continue
+        try:
+            limits[name] = None if text.lower() == "none" else check_limit(text)
+        except ValueError as error:
+            errors[name] = str(error)
+    if errors:
+        raise FieldErrors(errors)
+    return limits
+
+
+def merged_limits(
+    session: Session, lane_key: str, wanted: Mapping[str, int | None]
+) -> Limits | None:
+    """The lane's limits with those that were named; None when none was."""
+    if not wanted:
+        return None
+    lane = session.scalar(sa.select(Lane).where(Lane.key == lane_key))
+    known = {name: getattr(lane, name) for name in LIMITS} if lane else {}
+    return Limits(**{**known, **wanted})
+
+
+def shown(found: Connection) -> dict[str, object]:
+    """A connection for programs; no secret in it."""
+    return {
+        "id": found.uid,
+        "name": found.nickname,
+        "mailer": found.mailer,
+        "settings": found.settings.get(found.mailer, {}),
+        "from_email": found.from_email,
+        "health": str(found.health),
+    }
+
+
+def refuse(sentences: str, code: int) -> NoReturn:
+    """Say why on standard error, and end."""
+    for sentence in sentences.splitlines():
+        click.echo(f"postroom: {sentence}", err=True)
+    sys.exit(code)
