@@ -55,6 +55,7 @@ LAYERS = (
     "health",
     "app",
     "__init__",
+    "web_server",
     "serve",
     "cli",
 )

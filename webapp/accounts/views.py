@@ -57,6 +57,12 @@ class PasswordForm(Form):
     again = PasswordField(_l("New Password Again"))
 
 
+def all_good(form: SetupForm | PasswordForm) -> bool:
+    """Every field, so that all errors are shown at once."""
+    fields = form.validate()
+    return check_new_password(form) and bool(fields)
+
+
 def check_new_password(form: SetupForm | PasswordForm) -> bool:
     """Long enough, and the same both times; else the errors stand at the fields."""
     try:
@@ -85,7 +91,7 @@ def setup() -> ResponseReturnValue:
     if not fits:
         return private(render_template("accounts/no_setup.html", tried=bool(token)), 200)
     form = SetupForm()
-    if form.validate_on_submit() and check_new_password(form) and create_first(form, token):
+    if form.is_submitted() and all_good(form) and create_first(form, token):
         return see_other("/")
     return private(render_template("accounts/setup.html", form=form), 422 if form.errors else 200)
 
@@ -225,8 +231,7 @@ def password() -> ResponseReturnValue:
     """Change the password; every other session of this person ends."""
     me = web.user()
     form = PasswordForm()
-    good = form.validate_on_submit() and check_new_password(form) and old_password_fits(form, me)
-    if not good:
+    if not (all_good(form) and old_password_fits(form, me)):
         profile = ProfileForm(formdata=None, data={"name": me.name, "language": me.language or ""})
         return account_page(profile, form), 422
     hashed = service.hash_password(form.password.data or "")
