@@ -39,7 +39,7 @@ def test_the_old_key_opens_and_the_new_one_seals() -> None:
         a_ring(old).unseal("connection", "connection:1", fresh)
 
 
-@pytest.mark.parametrize("text", ["", "short", "!" * 44, new_key()[:-8]])
+@pytest.mark.parametrize("text", ["", "short", "!" * 44, "A" * 36])
 def test_what_is_no_key_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="44 characters"):
         parse_key(text)

@@ -1,6 +1,5 @@
 """The `postroom` commands. Exit codes follow sysexits(3); output for programs is JSON."""
 
-import json
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -148,11 +147,6 @@ def main() -> None:
 
 def _say(sentence: str) -> None:
     click.echo(f"postroom: {sentence}", err=True)
-
-
-def print_json(value: object) -> None:
-    """For programs: one JSON document on standard output."""
-    click.echo(json.dumps(value, ensure_ascii=False, default=str))
 
 
 if __name__ == "__main__":

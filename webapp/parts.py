@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from webapp import trust
+from webapp.config import ConfigError
 from webapp.db import Database
 from webapp.delivery import beats
 from webapp.delivery.wake import Waker
@@ -75,8 +76,6 @@ async def _submission(installation: Installation) -> None:
 
 def refuse_open_door(installation: Installation) -> None:
     """A login must not travel in clear over a network; raises ConfigError."""
-    from webapp.config import ConfigError
-
     settings = installation.settings
     if settings.submission_listen.is_loopback or settings.tls_cert or settings.allow_plain_auth:
         return

@@ -1,5 +1,6 @@
 """`postroom admin`: accounts from the command line, for the first one and for emergencies."""
 
+import json
 import sys
 
 import click
@@ -22,8 +23,6 @@ def admin() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
 def create(email: str, name: str, password_stdin: bool, as_json: bool) -> None:
     """Make an administrator's account."""
-    from webapp.cli import print_json
-
     if password_stdin:
         password = sys.stdin.readline().rstrip("\n")
     else:
@@ -45,6 +44,6 @@ def create(email: str, name: str, password_stdin: bool, as_json: bool) -> None:
         sys.exit(DATA)
     installation.close()
     if as_json:
-        print_json({"email": user.email, "is_admin": True})
+        click.echo(json.dumps({"email": user.email, "is_admin": True}))
     else:
         click.echo(f"{user.email} may sign in now.")
