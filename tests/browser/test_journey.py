@@ -38,7 +38,7 @@ LANGUAGES = [
     ),
     pytest.param(
         {"locale": "zh-CN", "width": 390, "dark": True},
-        {"empty": "还没有网站", "saved": "设置已保存", "sent": "已发送", "wrong": "尚未保存"},
+        {"empty": "还没有站点", "saved": "设置已保存", "sent": "已发出", "wrong": "尚未保存"},
         id="zh",
     ),
 ]

@@ -158,12 +158,14 @@ def test_every_view_walks_an_index(ledger: Ledger) -> None:
     sites = [ledger.a_site() for _ in range(3)]
     ledger.add(sites[0], "Mail")
     with plans(ledger) as steps:
-        for view in View:
+        for view in set(View) - {View.ALL}:
             for chosen in (None, sites[:1], sites[:2]):
                 ledger.page(view=view, site_ids=chosen, before_id=9)
         with ledger.db.read() as session:
             service.counts(session, sites[:1])
-    assert [step for step in steps if "SCAN message" in step and "search" not in step] == []
+    walked = [step for step in steps if "message" in step.split()]
+    assert any("ix_message_state" in step for step in walked)
+    assert [step for step in walked if "SCAN" in step or "rowid>" in step] == []
 
 
 @contextmanager
@@ -286,10 +288,11 @@ def test_a_search_that_stops_says_how_far_it_looked(
     assert start < page.reached < ledger.now
 
 
-def test_the_name_of_a_site_in_the_index_is_not_found_by_its_number(ledger: Ledger) -> None:
+def test_the_number_of_a_site_in_the_index_is_no_word(ledger: Ledger, way: str) -> None:
     site = ledger.a_site()
-    ledger.add(site, "Hello")
-    assert ledger.subjects(search=f"s{site}") == []
+    for _ in range(3):
+        ledger.add(site, "Hello")
+    assert search(ledger, f"s{site}") == []
 
 
 # --- counts ------------------------------------------------------------------------------------
