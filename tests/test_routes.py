@@ -261,6 +261,21 @@ def test_a_thing_of_another_site_is_not_there(app: Flask, installation: Installa
     assert wrong == []
 
 
+@pytest.mark.parametrize("query", ["", "?site={slug}"])
+def test_nothing_of_another_site_is_seen_anywhere(
+    app: Flask, installation: Installation, query: str
+) -> None:
+    owner = next(actor for actor in ACTORS if actor.here == Role.OWNER)
+    browser, world = fresh(app, installation, owner)
+    hidden = {str(world.foreign[name]) for name in ("slug", "queue_id")}
+    for rule in rules_of(app):
+        if "GET" in methods_of(rule):
+            path = address(app, rule, world.values)
+            page = ask(browser, "GET", path + query.format(slug=world.foreign["slug"]), {})
+            links = re.sub(r"[?&;]next=[^\"]*|\?site=[^\"]*", "", page.text)
+            assert not any(word in links for word in hidden), rule.rule
+
+
 def test_a_thing_of_another_site_in_a_form_is_refused(
     app: Flask, installation: Installation
 ) -> None:

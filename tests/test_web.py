@@ -12,6 +12,7 @@ from tests.pages import Browser, Node, Page, faults
 from webapp import create_app, show, web, words
 from webapp.accounts.models import Role
 from webapp.accounts.rights import Access, Right
+from webapp.crypto import new_key
 from webapp.delivery.models import State
 from webapp.installation import Installation
 from webapp.web import Group, menu_entry, requires
@@ -367,3 +368,20 @@ def test_the_colours_are_all_in_the_tokens() -> None:
     root = Path(__file__).parents[1]
     sheet = (root / "static" / "app.css").read_text(encoding="utf-8")
     assert not re.search(r"#(?!000|fff|222)[0-9a-f]{3,6}\b(?![^{]*\{)", sheet)
+
+
+def test_a_new_key_leaves_people_signed_in(tmp_path: Path) -> None:
+    url, (old, new) = f"sqlite:///{tmp_path / 'x.db'}", (new_key(), new_key())
+    made = an_installation(url, tmp_path, secret_keys=old)
+    browser = Browser(create_app(made))
+    with made.db.write() as session:
+        user = a_user(session)
+    browser.sign_in(user)
+    cookie = browser.raw.get_cookie("postroom", "localhost")
+    made.close()
+    made = an_installation(url, tmp_path, secret_keys=f"{new},{old}")
+    later = Browser(create_app(made))
+    assert cookie is not None
+    later.raw.set_cookie("postroom", cookie.value, domain="localhost")
+    later.get("/account")
+    made.close()
