@@ -385,3 +385,19 @@ def test_a_new_key_leaves_people_signed_in(tmp_path: Path) -> None:
     later.raw.set_cookie("postroom", cookie.value, domain="localhost")
     later.get("/account")
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("span", "words"),
+    [
+        (timedelta(milliseconds=400), "0 sec"),
+        (timedelta(seconds=59), "59 sec"),
+        (timedelta(minutes=90), "1 hr"),
+        (timedelta(days=2, hours=3), "2 days"),
+    ],
+)
+def test_a_length_of_time_is_told_in_its_greatest_unit(
+    app: Flask, span: timedelta, words: str
+) -> None:
+    with app.test_request_context():
+        assert show.duration(span) == words

@@ -6,7 +6,7 @@ from typing import Any
 from email_validator import EmailNotValidError, validate_email
 from flask_babel import gettext as _
 from flask_wtf import FlaskForm
-from wtforms import Field, IntegerField, SelectField, StringField, ValidationError
+from wtforms import Field, SelectField, StringField, ValidationError
 from wtforms.fields.choices import SelectChoice  # type: ignore[attr-defined]
 from wtforms.validators import StopValidation
 from wtforms.widgets import ListWidget, RadioInput
@@ -74,21 +74,6 @@ class Text(StringField):
         limit = kwargs.pop("limit", 200)
         kwargs.setdefault("filters", [strip])
         super().__init__(label, [*validators, at_most(limit)], **kwargs)
-
-
-class Whole(IntegerField):
-    """A whole number, or nothing."""
-
-    def process_formdata(self, valuelist: list[str]) -> None:
-        """Say it in our words when it is no number."""
-        if not valuelist or not valuelist[0].strip():
-            self.data = None
-            return
-        try:
-            self.data = int(valuelist[0].strip())
-        except ValueError as error:
-            self.data = None
-            raise ValueError(_("Enter a whole number.")) from error
 
 
 class Choice(SelectField):

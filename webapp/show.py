@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from webapp import __version__, i18n, ids, web
 from webapp.accounts.rights import Right
-from webapp.words import NOTICE_ICONS, Status, Tone, status_of
+from webapp.words import NOTICE_ICONS, Tone, status_of
 
 _SYMBOL = re.compile(r'<symbol id="i-([a-z-]+)".*?</symbol>', re.DOTALL)
 _UNITS = (("day", 86400), ("hour", 3600), ("minute", 60))
@@ -113,13 +113,11 @@ def _in_unit(ago: timedelta, unit: Any, short: bool) -> str:
     )
 
 
-def duration(span: timedelta, *, short: bool = True) -> str:
+def duration(span: timedelta) -> str:
     """A length of time in its greatest whole unit: `6 hr`, `31 min`, `12 sec`."""
-    for unit, length in (*_UNITS, ("second", 1)):
-        if span.total_seconds() >= length or unit == "second":
-            whole = timedelta(seconds=int(span.total_seconds()) // length * length)
-            return _in_unit(-whole, unit, short) if short else _in_unit(-whole, unit, True)
-    raise AssertionError("a second is the last unit")
+    seconds = int(span.total_seconds())
+    unit, length = next((pair for pair in _UNITS if seconds >= pair[1]), ("second", 1))
+    return _in_unit(-timedelta(seconds=seconds // length * length), unit, short=True)
 
 
 def full_time(at: datetime) -> str:
@@ -182,18 +180,3 @@ def is_current_asset() -> bool:
         return False
     path = i18n.resource("static") / str(request.view_args["filename"])
     return path.is_file() and request.args.get("v") == fingerprint(path)
-
-
-__all__ = [
-    "Status",
-    "asset",
-    "date",
-    "duration",
-    "icon",
-    "icon_sprite",
-    "is_current_asset",
-    "relative",
-    "set_up_templates",
-    "size",
-    "time_tag",
-]
