@@ -104,6 +104,8 @@ def test_a_primary_connection_takes_the_waiting_mail(installation: Installation)
     (listed,) = json.loads(run("connection", "list", "shop", "--json").stdout)
     assert (listed["id"], listed["primary"], listed["health"]) == (found.uid, True, "unknown")
     assert "primary" in run("connection", "list", "shop").stdout
+    (one_of_all,) = json.loads(run("connection", "list", "--json").stdout)
+    assert (one_of_all["id"], one_of_all["site"]) == (found.uid, "shop")
 
 
 def test_forcing_the_from_can_be_left_off(installation: Installation) -> None:

@@ -23,7 +23,7 @@ from webapp.installation import Installation, open_installation
 from webapp.mailers import registry
 from webapp.mailers.base import Mailer
 from webapp.sites.models import Site
-from webapp.sites.service import find_site
+from webapp.sites.service import all_sites, find_site
 
 ACTOR = "command line"
 USAGE, DATA, NO_USER, NO_INPUT = 64, 65, 67, 66
@@ -108,22 +108,23 @@ def create(
 
 
 @connection.command(name="list")
-@click.argument("slug")
+@click.argument("slug", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print all as a JSON list.")
-def list_(slug: str, as_json: bool) -> None:
-    """List the connections of a site."""
+def list_(slug: str | None, as_json: bool) -> None:
+    """List the connections of one site, or of all."""
     with closing(open_installation()) as installation, installation.db.read() as session:
-        site = the_site(session, slug)
-        found = service.connections_of(session, site)
-    rows = [{**shown(each), "primary": each.id == site.primary_connection_id} for each in found]
+        sites = [the_site(session, slug)] if slug else all_sites(session)
+        found = [(site, each) for site in sites for each in service.connections_of(session, site)]
+    rows = [
+        {**shown(each), "site": site.slug, "primary": each.id == site.primary_connection_id}
+        for site, each in found
+    ]
     if as_json:
         click.echo(json.dumps(rows, ensure_ascii=False))
         return
     for row in rows:
-        mark = "primary" if row["primary"] else ""
-        click.echo(
-            "\t".join(map(str, (row["id"], row["mailer"], row["name"], row["health"], mark)))
-        )
+        words = [row["id"], row["site"], row["mailer"], row["name"], row["health"]]
+        click.echo("\t".join([*map(str, words), "primary" if row["primary"] else ""]))
 
 
 def store(
