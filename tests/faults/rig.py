@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,8 @@ class House:
     http: int = field(default_factory=free_port)
     smtp: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    environment_more: dict[str, str] = field(default_factory=dict)
+    last_output: str = ""
 
     def __post_init__(self) -> None:
         self.instance.mkdir(parents=True, exist_ok=True)
@@ -75,11 +77,24 @@ class House:
             "POSTROOM_DATABASE_URL": self.database_url,
             "POSTROOM_HTTP_LISTEN": f"127.0.0.1:{self.http}",
             "POSTROOM_SUBMISSION_LISTEN": f"127.0.0.1:{self.smtp}",
+            **self.environment_more,
         }
 
     def command(self, *arguments: str, stdin: bytes = b"") -> bytes:
-        """One `postroom` command; its standard output."""
-        done = subprocess.run(
+        """One `postroom` command that works; its standard output."""
+        done = self._run(arguments, stdin)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout
+
+    def refused(self, *arguments: str, stdin: bytes = b"") -> tuple[int, str]:
+        """One `postroom` command that does not: its exit code, and what it said."""
+        done = self._run(arguments, stdin)
+        assert done.returncode != 0
+        self.last_output = done.stdout.decode()
+        return done.returncode, done.stderr.decode()
+
+    def _run(self, arguments: Sequence[str], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
             [sys.executable, "-m", "webapp.cli", *arguments],
             cwd=ROOT,
             env=self.environment,
@@ -87,8 +102,6 @@ class House:
             capture_output=True,
             check=False,
         )
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout
 
     def made(self, *arguments: str, stdin: bytes = b"") -> Any:
         """The same, its JSON read."""
