@@ -191,6 +191,7 @@ def test_a_retry_goes_to_the_unfinished_recipients_only(world: World) -> None:
     assert dict(again.others) == {"sent": 1, "failed": 1}
     world.finish(again)
     assert world.message(queue_id).state == State.FAILED
+    assert world.message(queue_id).last_code == "550"
     assert list(world.recipients(queue_id).values()) == ["sent", "sent", "failed"]
     assert world.gaps() == 0
 

@@ -62,6 +62,18 @@ class Taken:
     paces: list[tuple[LaneState, int]] = field(default_factory=list)
 
 
+_LANES_NOW = sa.select(Connection.id, Connection.lane_id).where(
+    Connection.id.in_(sa.bindparam("keys", expanding=True))
+)
+
+_WHOSE = (
+    sa.select(Message.site_id, Message.connection_id, Connection.version)
+    .join(Connection, Connection.id == Message.connection_id)
+    .where(Message.id.in_(sa.bindparam("ids", expanding=True)))
+    .distinct()
+)
+
+
 class Drain:
     """The lanes of this installation while this worker owns them."""
 
@@ -142,10 +154,7 @@ class Drain:
             return
         keys = {item.claim.connection_id for item in finished}
         lanes: dict[int, int | None] = {
-            row.id: row.lane_id
-            for row in connection.execute(
-                sa.select(Connection.id, Connection.lane_id).where(Connection.id.in_(keys))
-            )
+            row.id: row.lane_id for row in connection.execute(_LANES_NOW, {"keys": sorted(keys)})
         }
         ledger.finish(connection, finished, lanes)
         for lane_id, block in self._outcomes.note(connection, finished, now).items():
@@ -249,12 +258,7 @@ class Drain:
 
     def _open(self, connection: DbConnection, ids: Sequence[int]) -> None:
         """Connections and sites of these messages, opened once and kept for a second."""
-        rows = connection.execute(
-            sa.select(Message.site_id, Message.connection_id, Connection.version)
-            .join(Connection, Connection.id == Message.connection_id)
-            .where(Message.id.in_(ids))
-            .distinct()
-        ).all()
+        rows = connection.execute(_WHOSE, {"ids": ids}).all()
         sites = {row.site_id for row in rows} - self._placeholders.keys()
         keys = {row.connection_id for row in rows if not self._knows(row)}
         if sites:

@@ -272,6 +272,8 @@ _CLAIM = (
     .returning(Message.id)
 )
 
+_START_ATTEMPT = sa.insert(Attempt)
+
 _CLAIMED = (
     sa.select(
         Message.id,
@@ -393,7 +395,7 @@ def claim(
         for row in connection.execute(_CLAIMED, {"ids": ids})
     ]
     connection.execute(
-        sa.insert(Attempt),
+        _START_ATTEMPT,
         [
             {
                 "message_id": claim.message_id,
@@ -494,8 +496,8 @@ _FINISH_MESSAGE = (
         finished_at=sa.bindparam("to_finished_at"),
         failures=sa.bindparam("to_failures"),
         unclear=sa.bindparam("to_unclear"),
-        last_code=sa.bindparam("to_code"),
-        last_words=sa.bindparam("to_words"),
+        last_code=sa.func.coalesce(sa.bindparam("to_code", type_=sa.Text), Message.last_code),
+        last_words=sa.func.coalesce(sa.bindparam("to_words", type_=sa.Text), Message.last_words),
         sent_from=sa.bindparam("to_sent_from"),
     )
 )
@@ -533,17 +535,20 @@ _FINISH_ATTEMPT = (
 )
 
 
+_OWNERS = (
+    sa.select(Lane.id, Lane.owner_token)
+    .where(Lane.id.in_(sa.bindparam("lanes", expanding=True)))
+    .order_by(Lane.id)
+    .with_for_update(read=True)
+)
+
+
 def fence(connection: Connection, lane_ids: Iterable[int], token: int) -> None:
     """Raise LaneLost unless every one of these lanes is still ours; keeps them until commit."""
     wanted = sorted(set(lane_ids))
     if not wanted:
         return
-    rows = connection.execute(
-        sa.select(Lane.id, Lane.owner_token)
-        .where(Lane.id.in_(wanted))
-        .order_by(Lane.id)
-        .with_for_update(read=True)
-    ).all()
+    rows = connection.execute(_OWNERS, {"lanes": wanted}).all()
     if any(row.owner_token > token for row in rows):
         raise LaneLost("another worker has taken over")
     strangers = [row.id for row in rows if row.owner_token < token]
@@ -607,6 +612,7 @@ def _message_values(
     claim, result = item.claim, item.result
     state, due_at = derive(steps.values(), claim.others)
     errors = [error for error in (result.error, *result.refused.values()) if error is not None]
+    errors.sort(key=lambda error: error.kind is not FailureKind.PERMANENT)
     counted = any(
         error.kind is FailureKind.TRANSIENT and not is_throttling(error) for error in errors
     )
@@ -620,8 +626,9 @@ def _message_values(
         "to_finished_at": None if due_at else item.finished_at,
         "to_failures": claim.failures + counted,
         "to_unclear": claim.unclear + unclear,
-        "to_code": code[:40],
-        "to_words": words[:WORDS_SHOWN],
+        # A last attempt that went well does not explain why others of its recipients failed.
+        "to_code": None if state is State.FAILED and not errors else code[:40],
+        "to_words": None if state is State.FAILED and not errors else words[:WORDS_SHOWN],
         "to_sent_from": result.sent_from[:320],
     }
 
@@ -681,6 +688,9 @@ def _outcome(error: DeliveryError) -> Outcome:
     return Outcome(error.kind.value.replace("_", "-"))
 
 
+_COUNT_UP = sa.insert(Tally)
+
+
 # --- counting ----------------------------------------------------------------------------------
 
 
@@ -692,7 +702,7 @@ def add_tally(
         return
     hour = now.replace(minute=0, second=0, microsecond=0)
     connection.execute(
-        sa.insert(Tally),
+        _COUNT_UP,
         [
             {
                 "site_id": site_id,

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import sqlalchemy as sa
 import structlog
 
 from webapp.db import Database
-from webapp.delivery.models import Content
 from webapp.delivery.queue import Claimed, Result
 from webapp.mailers.base import Conversation, Envelope, Mailer, Surroundings
 from webapp.mailers.errors import DeliveryError, PermanentError, TransientError, UncertainError
@@ -153,9 +151,8 @@ class Sender:
         )
 
     def _content(self, message_id: int) -> bytes | None:
-        with self._db.reader.connect() as connection:
-            raw = connection.scalar(sa.select(Content.raw).where(Content.message_id == message_id))
-        return None if raw is None else zlib.decompress(raw)
+        row = self._db.look_up("SELECT raw FROM content WHERE message_id = ?", message_id)
+        return None if row is None else zlib.decompress(row[0])
 
     def _outgoing(self, job: Job, raw: bytes, *, envelope: bool) -> Outgoing:
         claim, received = job.claim, job.claim.received

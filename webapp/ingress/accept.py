@@ -5,12 +5,14 @@ everything of many messages in one transaction; `Acceptor` groups whatever arriv
 commit was under way. No timer: a group is as large as the traffic makes it.
 """
 
+import asyncio
 import queue
 import threading
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -262,23 +264,40 @@ def note_use(db: Database, credential_id: int, address: str, now: datetime) -> N
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Waiting:
+    """A submission and whoever waits for its answer: a thread, or a coroutine of `loop`."""
+
+    submission: Submission
+    answer: "Future[Accepted] | asyncio.Future[Accepted]"
+    loop: asyncio.AbstractEventLoop | None = None
+
+
+Answer = Accepted | NotAccepted
+
+
 class Acceptor:
     """Stores submissions in grouped commits, on one thread of its own."""
 
     def __init__(self, db: Database, waker: Waker) -> None:
         self._db = db
         self._waker = waker
-        self._waiting: queue.SimpleQueue[tuple[Submission, Future[Accepted]] | None] = (
-            queue.SimpleQueue()
-        )
+        self._waiting: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
         self._thread.start()
 
     def submit(self, submission: Submission) -> "Future[Accepted]":
         """Queue one mail; the future resolves after the commit, or carries NotAccepted."""
-        future: Future[Accepted] = Future()
-        self._waiting.put((submission, future))
-        return future
+        answer: Future[Accepted] = Future()
+        self._waiting.put(Waiting(submission=submission, answer=answer))
+        return answer
+
+    def submit_async(self, submission: Submission) -> "asyncio.Future[Accepted]":
+        """The same for a coroutine of the running event loop."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Accepted] = loop.create_future()
+        self._waiting.put(Waiting(submission=submission, answer=answer, loop=loop))
+        return answer
 
     def close(self) -> None:
         """Store what was submitted so far, then stop."""
@@ -286,57 +305,86 @@ class Acceptor:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        over = False
+        while not over:
             group = [self._waiting.get()]
             while len(group) < MAX_GROUP:
                 try:
                     group.append(self._waiting.get_nowait())
                 except queue.Empty:
                     break
+            over = None in group
             self._store([item for item in group if item is not None])
-            if None in group:
-                return
 
-    def _store(self, group: list[tuple[Submission, "Future[Accepted]"]]) -> None:
-        ready: list[tuple[Prepared, Future[Accepted]]] = []
-        for submission, future in group:
+    def _store(self, group: list[Waiting]) -> None:
+        answers: list[tuple[Waiting, Answer]] = []
+        ready: list[tuple[Waiting, Prepared]] = []
+        for item in group:
             try:
-                ready.append((prepare(submission), future))
+                ready.append((item, prepare(item.submission)))
             except NotAccepted as refusal:
-                future.set_exception(refusal)
+                answers.append((item, refusal))
             except Exception as error:  # one mail's bug must not end this thread
                 log.exception("a mail could not be read")
-                future.set_exception(_refusal(error))
-        if not ready:
-            return
-        try:
-            answers = self._commit([prepared for prepared, _ in ready])
-        except Exception as error:  # noqa: BLE001  (some mail of the group, or the database)
-            self._store_singly(ready, error)
-            return
-        self._waker.wake()
-        for (_, future), answer in zip(ready, answers, strict=True):
-            future.set_result(answer)
+                answers.append((item, _refusal(error)))
+        if ready:
+            answers.extend(self._stored(ready))
+        _tell(answers)
 
-    def _store_singly(
-        self, ready: list[tuple[Prepared, "Future[Accepted]"]], error: Exception
-    ) -> None:
+    def _stored(self, ready: list[tuple[Waiting, Prepared]]) -> list[tuple[Waiting, Answer]]:
+        try:
+            accepted = self._commit([prepared for _, prepared in ready])
+        except Exception as error:  # noqa: BLE001  (some mail of the group, or the database)
+            return self._stored_singly(ready, error)
+        return [(item, answer) for (item, _), answer in zip(ready, accepted, strict=True)]
+
+    def _stored_singly(
+        self, ready: list[tuple[Waiting, Prepared]], error: Exception
+    ) -> list[tuple[Waiting, Answer]]:
         """The group could not be stored: those of it that can be, are."""
         log.warning("a group of mails is stored one by one", error=repr(error)[:300])
-        for prepared, future in ready:
+        answers: list[tuple[Waiting, Answer]] = []
+        for item, prepared in ready:
             try:
-                answer = self._commit([prepared])
+                answers.append((item, self._commit([prepared])[0]))
             except Exception as own:
                 log.exception("a mail could not be stored")
-                future.set_exception(_refusal(own))
-            else:
-                self._waker.wake()
-                future.set_result(answer[0])
+                answers.append((item, _refusal(own)))
+        return answers
 
     def _commit(self, group: list[Prepared]) -> list[Accepted]:
         now = self._db.now()
         with self._db.write_connection() as connection:
-            return store(connection, group, now)
+            accepted = store(connection, group, now)
+        self._waker.wake()
+        return accepted
+
+
+def _tell(answers: list[tuple[Waiting, Answer]]) -> None:
+    """Give everybody their answer; one wake-up per event loop, not one per mail."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Waiting, Answer]]] = {}
+    for item, answer in answers:
+        if item.loop is None:
+            _resolve(item, answer)
+        else:
+            by_loop.setdefault(item.loop, []).append((item, answer))
+    for loop, told in by_loop.items():
+        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve_all, told)
+
+
+def _resolve_all(answers: list[tuple[Waiting, Answer]]) -> None:
+    for item, answer in answers:
+        _resolve(item, answer)
+
+
+def _resolve(item: Waiting, answer: Answer) -> None:
+    if item.answer.done():  # the client is gone; its mail is ours all the same
+        return
+    if isinstance(answer, NotAccepted):
+        item.answer.set_exception(answer)
+    else:
+        item.answer.set_result(answer)
 
 
 def _refusal(error: Exception) -> NotAccepted:

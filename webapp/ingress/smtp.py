@@ -1,8 +1,8 @@
 """Submission by SMTP (RFC 6409): AUTH, MAIL, RCPT, DATA; the answer comes after the commit.
 
-aiosmtpd gives the skeleton: command loop, STARTTLS, time-outs. The commands that count are our
-own, because of what they must answer, and because a mail a millisecond leaves no room for parsing
-addresses with a grammar or reading DATA line by line.
+aiosmtpd gives the skeleton: the state of a connection, and STARTTLS under it. The command loop and
+the commands are our own, because of what they must answer, and because a mail a millisecond leaves
+no room for parsing addresses with a grammar or reading DATA line by line.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
-from aiosmtpd.smtp import SMTP, Envelope
+from aiosmtpd.smtp import SMTP, Envelope, TLSSetupException
 from aiosmtpd.smtp import Session as AioSession
 
 from webapp.config import Settings
 from webapp.db import Database
 from webapp.delivery.models import Source
 from webapp.ingress.accept import Acceptor, NotAccepted, Submission, note_use
-from webapp.ingress.login import Brake, Submitter, authenticate
+from webapp.ingress.login import Brake, Known, Submitter, authenticate
 from webapp.mime.facts import facts_of
 
 log = structlog.get_logger(__name__)
@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 LONGEST_LINE = 64 * 1024
 WRONG_LOGINS = 3
 COMMAND_TIMEOUT = 300.0
+LONGEST_COMMAND = 4096
+BOGUS_COMMANDS = 20
 NOTE_USE_EVERY = 60.0
 READ_SIZE = 256 * 1024
 END = b"\r\n.\r\n"
@@ -40,23 +42,6 @@ END = b"\r\n.\r\n"
 _PATH = re.compile(r"\s*<(?:@[^:>]*:)?([^>]*)>\s*(.*)", re.DOTALL)
 _BARE = re.compile(r"\s*([^\s<>]+)\s*(.*)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_ENHANCED = re.compile(r"\d{3}[ -]\d\.\d{1,3}\.\d{1,3} ")
-_DEFAULT_CODES = {
-    "250": "2.0.0",
-    "221": "2.0.0",
-    "252": "2.1.5",
-    "454": "4.7.0",
-    "500": "5.5.2",
-    "501": "5.5.4",
-    "502": "5.5.1",
-    "503": "5.5.1",
-    "504": "5.5.4",
-    "530": "5.7.0",
-    "552": "5.3.4",
-    "553": "5.1.3",
-    "554": "5.5.0",
-    "555": "5.5.4",
-}
 
 
 @dataclass
@@ -68,6 +53,7 @@ class Office:
     acceptor: Acceptor
     look_ups: Executor
     brake: Brake = field(default_factory=Brake)
+    known: Known = field(default_factory=Known)
     sessions: "set[Session]" = field(default_factory=set)
     data_bytes: int = 0
     """Of mails being received right now, over all sessions."""
@@ -91,31 +77,39 @@ class Session(SMTP):
 
     session: AioSession
     envelope: Envelope
+    transport: asyncio.Transport | None
 
     line_length_limit = LONGEST_LINE
 
     def __init__(self, office: Office, tls: ssl.SSLContext | None) -> None:
         settings = office.settings
-        super().__init__(
-            object(),
-            data_size_limit=settings.max_message_bytes,
-            enable_SMTPUTF8=True,
-            hostname=settings.hostname,
-            ident="Postroom",
-            tls_context=tls,
-            require_starttls=False,
-            timeout=COMMAND_TIMEOUT,
-            auth_require_tls=tls is not None and not settings.allow_plain_auth,
-            loop=asyncio.get_running_loop(),
+        # Not SMTP.__init__: it builds tables of commands and hooks by inspection, for every
+        # connection anew, and that costs more than all the rest of a small mail.
+        self.loop = asyncio.get_running_loop()
+        asyncio.StreamReaderProtocol.__init__(
+            self,
+            asyncio.StreamReader(loop=self.loop, limit=LONGEST_LINE),
+            client_connected_cb=self._cb_client_connected,
+            loop=self.loop,
         )
-        self.command_size_limits.clear()
-        self.command_size_limit = 4096
+        self.hostname = settings.hostname
+        self.tls_context = tls
+        self.transport = None
+        self._handle_hooks = {}
+        self._handler_coroutine = None
+        self._original_transport = None
+        self._timeout_handle = None
+        self._tls_handshake_okay = True
+        self._tls_protocol = None
+        self._needs_tls = tls is not None and not settings.allow_plain_auth
         self._office = office
         self._submitter: Submitter | None = None
         self._wrong = 0
         self._busy = False
+        self._last_word = 0.0
         self._socket: socket.socket | None = None
         self._counted = 0
+        self._bogus = 0
         self._has_sender = False
 
     # -- the connection
@@ -137,7 +131,8 @@ class Session(SMTP):
 
     def data_received(self, data: bytes) -> None:
         """PHPMailer writes DATA in small pieces; a delayed ACK would cost it 40 ms a mail."""
-        self._quick()
+        if self._busy:
+            self._quick()
         super().data_received(data)
 
     def _quick(self) -> None:
@@ -145,51 +140,114 @@ class Session(SMTP):
             with suppress(OSError):
                 self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
-    def say_goodbye(self) -> None:
-        """421, at once when nothing is under way, else after the command in hand."""
-        if not self._busy and self.transport is not None:
-            with suppress(OSError):
-                self._writer.write(b"421 4.3.2 Closing down: come back in a moment\r\n")
+    def _reset_timeout(self, duration: float | None = None) -> None:
+        """Remember when the client last said something; one timer a connection looks at it."""
+        self._last_word = self.loop.time()
+        if self._timeout_handle is None:
+            self._timeout_handle = self.loop.call_later(COMMAND_TIMEOUT, self._look_at_clock)
+
+    def _look_at_clock(self) -> None:
+        silent = self.loop.time() - self._last_word
+        if silent >= COMMAND_TIMEOUT:
+            self.say("421 4.4.2 Nothing came for too long")
+            if self.transport is not None:
+                self.transport.close()
+            return
+        rest = COMMAND_TIMEOUT - silent
+        self._timeout_handle = self.loop.call_later(rest, self._look_at_clock)
+
+    async def _handle_client(self) -> None:
+        """Greet, then one command after another until either side hangs up."""
+        self._write(f"220 {self.hostname} Postroom\r\n".encode())
+        try:
+            while self.transport is not None:
+                await self._next_command()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:  # also when the client hung up, which ends this by cancelling it
+            self._hang_up()
+
+    async def _next_command(self) -> None:
+        try:
+            line = await self._reader.readuntil()
+        except asyncio.LimitOverrunError:
+            await self._skip_line()
+            line = b""
+        self._reset_timeout()
+        if len(line) > LONGEST_COMMAND:
+            line = b""
+        name, _, argument = line.rstrip(b"\r\n").partition(b" ")
+        command = COMMANDS.get(name.upper())
+        if command is None:
+            self._bogus += 1
+            if self._bogus > BOGUS_COMMANDS:
+                self.say("421 4.7.0 Too many commands that are none")
+                self._hang_up()
+                return
+            self.say("500 5.5.2 That is not a command here")
+            return
+        text = argument.decode("utf-8", "surrogateescape").strip()
+        try:
+            await command(self, text or None)
+        except (ConnectionError, asyncio.IncompleteReadError, TLSSetupException):
+            self._hang_up()
+        except Exception:  # a bug of ours: the mail stays with the sender, who tries again
+            log.exception("a submission session met a bug")
+            self.say("451 4.3.0 Something went wrong here: try again later")
+        if self.transport is not None and self.transport.get_write_buffer_size() > READ_SIZE:
+            await self._writer.drain()
+
+    async def _skip_line(self) -> None:
+        """Read on to the end of a line that is longer than any command."""
+        while True:
+            try:
+                await self._reader.readuntil()
+            except asyncio.LimitOverrunError as error:
+                await self._reader.readexactly(error.consumed)
+            else:
+                return
+
+    def _hang_up(self) -> None:
+        if self.transport is not None:
             self.transport.close()
 
-    async def push(self, status: str | bytes) -> None:
-        """Answer, with an enhanced status code (RFC 2034) wherever one belongs."""
-        text = status if isinstance(status, str) else status.decode()
-        code = _DEFAULT_CODES.get(text[:3])
-        if code and not _ENHANCED.match(text):
-            text = f"{text[:4]}{code} {text[4:]}"
-        self._writer.write(text.encode("utf-8", "replace") + b"\r\n")
-        await self._writer.drain()
+    def _write(self, raw: bytes) -> None:
+        if self.transport is not None:
+            self.transport.write(raw)
 
-    async def handle_exception(self, error: Exception) -> str:
-        """A bug of ours: the mail stays with the sender, who tries again."""
-        log.exception("a submission session met a bug", exc_info=error)
-        return "451 4.3.0 Something went wrong here: try again later"
+    def say(self, reply: str) -> None:
+        """Answer with one line."""
+        self._write(reply.encode("utf-8", "replace") + b"\r\n")
+
+    def say_goodbye(self) -> None:
+        """421, at once when nothing is under way, else after the mail in hand."""
+        if not self._busy:
+            self.say("421 4.3.2 Closing down: come back in a moment")
+            self._hang_up()
 
     # -- EHLO, AUTH
 
     async def smtp_HELO(self, hostname: str | None) -> None:
         """HELO; AUTH needs EHLO, so nothing else will follow."""
         if not hostname:
-            await self.push("501 5.5.4 Syntax: HELO hostname")
+            self.say("501 5.5.4 Syntax: HELO hostname")
             return
         self._set_rset_state()
         self.session.extended_smtp = False
         self.session.host_name = hostname
-        self._writer.write(f"250 {self.hostname}\r\n".encode())
-        await self._writer.drain()
+        self.say(f"250 {self.hostname}")
 
     async def smtp_EHLO(self, hostname: str | None) -> None:
         """EHLO, answered in one piece."""
         if not hostname:
-            await self.push("501 5.5.4 Syntax: EHLO hostname")
+            self.say("501 5.5.4 Syntax: EHLO hostname")
             return
         self._set_rset_state()
         self.session.extended_smtp = True
         self.session.host_name = hostname
         lines = [
             self.hostname,
-            f"SIZE {self.data_size_limit}",
+            f"SIZE {self._office.settings.max_message_bytes}",
             "8BITMIME",
             "SMTPUTF8",
             "PIPELINING",
@@ -197,26 +255,25 @@ class Session(SMTP):
         ]
         if self.tls_context and not self._tls_protocol:
             lines.append("STARTTLS")
-        if not self._auth_require_tls or self._tls_protocol:
+        if not self._needs_tls or self._tls_protocol:
             lines.append("AUTH PLAIN LOGIN")
         answer = [f"250-{line}" for line in lines[:-1]] + [f"250 {lines[-1]}"]
-        self._writer.write("\r\n".join(answer).encode() + b"\r\n")
-        await self._writer.drain()
+        self.say("\r\n".join(answer))
 
     async def smtp_AUTH(self, arg: str | None) -> None:
         """AUTH PLAIN and LOGIN (RFC 4954)."""
         if not self.session.extended_smtp:
-            await self.push("503 5.5.1 Send EHLO first")
+            self.say("503 5.5.1 Send EHLO first")
             return
-        if self._auth_require_tls and not self._tls_protocol:
-            await self.push("538 5.7.11 Use STARTTLS first: this login would travel in clear")
+        if self._needs_tls and not self._tls_protocol:
+            self.say("538 5.7.11 Use STARTTLS first: this login would travel in clear")
             return
         if self._submitter is not None:
-            await self.push("503 5.5.1 Already authenticated")
+            self.say("503 5.5.1 Already authenticated")
             return
         words = (arg or "").split()
         if not 1 <= len(words) <= 2:
-            await self.push("501 5.5.4 Syntax: AUTH mechanism [initial-response]")
+            self.say("501 5.5.4 Syntax: AUTH mechanism [initial-response]")
             return
         mechanism = words[0].upper()
         initial = words[1] if len(words) == 2 else None
@@ -225,7 +282,7 @@ class Session(SMTP):
             "LOGIN": self._read_login,
         }
         if mechanism not in read:
-            await self.push("504 5.5.4 Use AUTH PLAIN or AUTH LOGIN")
+            self.say("504 5.5.4 Use AUTH PLAIN or AUTH LOGIN")
             return
         given = await read[mechanism](initial)
         if given is not None:
@@ -234,11 +291,11 @@ class Session(SMTP):
     async def _read_plain(self, initial: str | None) -> tuple[str, str] | None:
         given = _decode(initial) if initial else await self._challenge(b"")
         if given is None:
-            await self.push("501 5.5.2 The login could not be decoded")
+            self.say("501 5.5.2 The login could not be decoded")
             return None
         parts = given.split(b"\0")
         if len(parts) != 3:
-            await self.push("501 5.5.2 The login could not be decoded")
+            self.say("501 5.5.2 The login could not be decoded")
             return None
         return _text(parts[1]), _text(parts[2])
 
@@ -246,38 +303,72 @@ class Session(SMTP):
         login = _decode(initial) if initial else await self._challenge(b"Username:")
         password = None if login is None else await self._challenge(b"Password:")
         if login is None or password is None:
-            await self.push("501 5.5.2 The login could not be decoded")
+            self.say("501 5.5.2 The login could not be decoded")
             return None
         return _text(login), _text(password)
 
     async def _challenge(self, words: bytes) -> bytes | None:
-        self._writer.write(b"334 " + base64.b64encode(words) + b"\r\n")
-        await self._writer.drain()
+        self._write(b"334 " + base64.b64encode(words) + b"\r\n")
         line = (await self._reader.readuntil()).rstrip(b"\r\n")
         return None if line == b"*" else _decode(line.decode("ascii", "replace"))
 
     async def _check_login(self, username: str, password: str) -> None:
         office, address = self._office, self._address()
-        self._submitter = await self.loop.run_in_executor(
-            office.look_ups, authenticate, office.db, username, password, address
-        )
-        if self._submitter is not None:
-            self.session.authenticated = True
-            await self.push("235 2.7.0 Welcome")
+        found = office.known.get(username, password, address)
+        if found is None:
+            found = await self.loop.run_in_executor(
+                office.look_ups, authenticate, office.db, username, password, address
+            )
+            if found is not None:
+                office.known.note(username, password, address, found)
+        if found is not None:
+            self._submitter = found
+            self.say("235 2.7.0 Welcome")
             return
         self._wrong += 1
         log.info("a login was refused", login=username[:100], address=address)
         await asyncio.sleep(office.brake.failed(f"login:{username[:100]}", f"address:{address}"))
         if self._wrong >= WRONG_LOGINS:
-            await self.push("421 4.7.0 Too many wrong logins")
-            if self.transport is not None:
-                self.transport.close()
+            self.say("421 4.7.0 Too many wrong logins")
+            self._hang_up()
             return
-        await self.push("535 5.7.8 User name or password is wrong, or was revoked")
+        self.say("535 5.7.8 User name or password is wrong, or was revoked")
 
     def _address(self) -> str:
         peer = self.session.peer
         return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    # -- the small ones
+
+    async def smtp_STARTTLS(self, arg: str | None) -> None:
+        """STARTTLS; everything said before it is forgotten."""
+        if arg or self.tls_context is None or self._tls_protocol is not None:
+            self.say("503 5.5.1 STARTTLS is not offered here")
+            return
+        await super().smtp_STARTTLS("")
+
+    async def push(self, status: str | bytes) -> None:
+        """What aiosmtpd's STARTTLS answers by."""
+        self.say(status if isinstance(status, str) else status.decode())
+
+    async def smtp_NOOP(self, arg: str | None) -> None:
+        """NOOP."""
+        self.say("250 2.0.0 OK")
+
+    async def smtp_RSET(self, arg: str | None) -> None:
+        """RSET: forget the mail under way, keep the login."""
+        self._set_rset_state()
+        self.say("250 2.0.0 Forgotten")
+
+    async def smtp_QUIT(self, arg: str | None) -> None:
+        """QUIT."""
+        self.say("221 2.0.0 Bye")
+        self._hang_up()
+        self.transport = None
+
+    async def smtp_VRFY(self, arg: str | None) -> None:
+        """VRFY, which tells nothing (RFC 5321, 3.5.3)."""
+        self.say("252 2.1.5 Send it and see")
 
     # -- the envelope
 
@@ -292,9 +383,9 @@ class Session(SMTP):
     async def _allowed(self) -> bool:
         """Whether a transaction command may come now; answers when not."""
         if not self.session.host_name:
-            await self.push("503 5.5.1 Send EHLO first")
+            self.say("503 5.5.1 Send EHLO first")
         elif self._submitter is None:
-            await self.push("530 5.7.0 Authentication required")
+            self.say("530 5.7.0 Authentication required")
         else:
             return True
         return False
@@ -304,22 +395,22 @@ class Session(SMTP):
         if not await self._allowed():
             return
         if self._has_sender:
-            await self.push("503 5.5.1 A mail is under way: finish it or send RSET")
+            self.say("503 5.5.1 A mail is under way: finish it or send RSET")
             return
         path = parse_path(arg[5:]) if arg and arg[:5].upper() == "FROM:" else None
         if path is None:
-            await self.push("501 5.1.7 Syntax: MAIL FROM:<address>")
+            self.say("501 5.1.7 Syntax: MAIL FROM:<address>")
             return
         address, parameters = path
         problem = self._mail_parameters(parameters.upper().split())
         if problem is None and address and not self._may_send_as(address):
             problem = f"550 5.7.1 This login may not send as {address}"
         if problem is not None:
-            await self.push(problem)
+            self.say(problem)
             return
         self.envelope.mail_from = address
         self._has_sender = True
-        await self.push("250 2.1.0 Sender taken")
+        self.say("250 2.1.0 Sender taken")
 
     def _mail_parameters(self, parameters: list[str]) -> str | None:
         for parameter in parameters:
@@ -345,24 +436,24 @@ class Session(SMTP):
         if not await self._allowed():
             return
         if not self._has_sender:
-            await self.push("503 5.5.1 Send MAIL FROM first")
+            self.say("503 5.5.1 Send MAIL FROM first")
             return
         path = parse_path(arg[3:]) if arg and arg[:3].upper() == "TO:" else None
         if path is None:
-            await self.push("501 5.1.3 Syntax: RCPT TO:<address>")
+            self.say("501 5.1.3 Syntax: RCPT TO:<address>")
             return
         address, parameters = path
         local, _, domain = address.rpartition("@")
         if parameters:
-            await self.push("555 5.5.4 RCPT takes no parameters here")
+            self.say("555 5.5.4 RCPT takes no parameters here")
         elif not local or not domain:
-            await self.push("553 5.1.3 The address needs a name and a domain")
+            self.say("553 5.1.3 The address needs a name and a domain")
         elif len(self.envelope.rcpt_tos) >= self._office.settings.max_recipients:
-            await self.push("452 4.5.3 Too many recipients: send the rest in another mail")
+            self.say("452 4.5.3 Too many recipients: send the rest in another mail")
         else:
             if address not in self.envelope.rcpt_tos:
                 self.envelope.rcpt_tos.append(address)
-            await self.push("250 2.1.5 Recipient taken")
+            self.say("250 2.1.5 Recipient taken")
 
     # -- the mail
 
@@ -371,16 +462,16 @@ class Session(SMTP):
         if not await self._allowed():
             return
         if not self.envelope.rcpt_tos:
-            await self.push("503 5.5.1 Send RCPT TO first")
+            self.say("503 5.5.1 Send RCPT TO first")
             return
-        self._writer.write(b"354 End data with <CR><LF>.<CR><LF>\r\n")
-        await self._writer.drain()
         self._busy = True
+        self._quick()
+        self.say("354 End data with <CR><LF>.<CR><LF>")
         try:
             content, problem = await self._receive()
             answer = problem or await self._accept(content)
             self._set_post_data_state()
-            await self.push(answer)
+            self.say(answer)
         finally:
             self._busy = False
             self._count(-self._counted)
@@ -455,7 +546,7 @@ class Session(SMTP):
             received=self._received(submitter),
         )
         try:
-            accepted = await asyncio.wrap_future(self._office.acceptor.submit(submission))
+            accepted = await self._office.acceptor.submit_async(submission)
         except NotAccepted as refusal:
             return refusal.reply
         self._note_use(submitter)
@@ -508,6 +599,21 @@ def _decode(text: str) -> bytes | None:
 
 def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogateescape")
+
+
+COMMANDS: dict[bytes, Callable[[Session, str | None], Coroutine[Any, Any, None]]] = {
+    b"HELO": Session.smtp_HELO,
+    b"EHLO": Session.smtp_EHLO,
+    b"STARTTLS": Session.smtp_STARTTLS,
+    b"AUTH": Session.smtp_AUTH,
+    b"MAIL": Session.smtp_MAIL,
+    b"RCPT": Session.smtp_RCPT,
+    b"DATA": Session.smtp_DATA,
+    b"NOOP": Session.smtp_NOOP,
+    b"RSET": Session.smtp_RSET,
+    b"VRFY": Session.smtp_VRFY,
+    b"QUIT": Session.smtp_QUIT,
+}
 
 
 class Full(asyncio.Protocol):
