@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.factories import an_installation
+from tests.factories import a_user, an_installation
 from tests.mailers.fakes import FakeSmtp, Mail, Move
 from tests.world import World, a_mail
+from webapp.accounts.models import UserSession
 from webapp.connections import service as connections
 from webapp.connections.models import Connection, Health
 from webapp.connections.service import FormValues
@@ -322,3 +323,26 @@ def test_mail_that_waited_for_a_first_connection_leaves(post: Post) -> None:
     assert post.connect(server) == 3
     post.waker.wake()
     post.wait_for(lambda: post.states() == [State.SENT] * 3)
+
+
+def test_sessions_that_are_over_are_swept_away(post: Post) -> None:
+    now = post.installation.db.now()
+    with post.installation.db.write() as session:
+        user = a_user(session)
+        for digest, expires_at in (("over", now - timedelta(1)), ("open", now + timedelta(1))):
+            session.add(
+                UserSession(
+                    digest=digest,
+                    user_id=user.id,
+                    created_at=now,
+                    seen_at=now,
+                    expires_at=expires_at,
+                )
+            )
+    post.work()
+
+    def left() -> list[str]:
+        with post.installation.db.read() as session:
+            return list(session.scalars(sa.select(UserSession.digest)))
+
+    post.wait_for(lambda: left() == ["open"])

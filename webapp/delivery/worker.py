@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 import structlog
 
+from webapp.accounts import service as accounts
 from webapp.delivery import beats
 from webapp.delivery import queue as ledger
 from webapp.delivery.drain import Drain
@@ -28,6 +29,7 @@ log = structlog.get_logger(__name__)
 POLL_SECONDS = 1.0
 BEAT_SECONDS = 10.0
 CHORES_SECONDS = 10.0
+SWEEP_SECONDS = 3600.0
 STOP_SECONDS = 30.0
 """How long a stop waits for what is on the network."""
 
@@ -49,6 +51,7 @@ class Worker:
         self._beat_at = 0.0
         self._check_at = 0.0
         self._chores_at = 0.0
+        self._sweep_at = 0.0
 
     def stop(self) -> None:
         """Finish what is on the network, claim nothing more, return from `run`."""
@@ -195,3 +198,7 @@ class Worker:
                     break
         with db.write_connection() as connection:
             ledger.find_stranded(connection)
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + SWEEP_SECONDS
+            with db.write() as session:
+                accounts.forget_what_is_over(session, db.now())

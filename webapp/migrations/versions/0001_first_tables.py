@@ -15,7 +15,7 @@ def upgrade() -> None:
     if op.get_bind().dialect.name == "sqlite":
         op.execute(
             "CREATE VIRTUAL TABLE message_search USING fts5("
-            "site, words, tokenize = 'unicode61 remove_diacritics 0')"
+            "site, words, tokenize = 'unicode61 remove_diacritics 0', columnsize = 0)"
         )
     else:
         op.execute(
