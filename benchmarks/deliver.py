@@ -20,6 +20,7 @@ SIZE = 5 * 1024
 MOST_CHANGE = 0.10
 """How much slower a deep queue may be: what is between two runs of the same anyway."""
 BAR_PER_SECOND, BAR_CPU_MS = 250, 4.0
+WARM_UP = 200
 PATIENCE = 120.0
 
 
@@ -89,7 +90,7 @@ def measure(depth: int, seconds: float) -> Run:
 def _deliver(bench: Bench, sink: Sink, depth: int, seconds: float) -> Run:
     process = bench.start("deliver")
     until = time.monotonic() + PATIENCE
-    while sink.count < 50:  # connections are open, everything is warm
+    while sink.count < WARM_UP:  # connections are open, everything is warm
         if process.ended or time.monotonic() > until:
             raise SystemExit(f"deliver does not work:\n{process.log.read_text()[-2000:]}")
         time.sleep(0.002)

@@ -40,6 +40,9 @@ alias_database =
 maillog_file =
 """
 
+HELD = "smtpd_client_restrictions = check_client_access static:HOLD\n"
+"""What it takes stays in its queue, as with our delivery worker stopped."""
+
 MASTER = """\
 127.0.0.1:{port} inet n - n - 100 smtpd
 pickup    unix  n - n 60 1 pickup
@@ -80,8 +83,8 @@ def why_not() -> str:
 
 
 @contextlib.contextmanager
-def a_postfix() -> Iterator[Postfix]:
-    """A running Postfix; everything of it is gone afterwards."""
+def a_postfix(*, is_held: bool = False) -> Iterator[Postfix]:
+    """A running Postfix, delivering or not; everything of it is gone afterwards."""
     command = _postfix()
     daemons, version = _setting("daemon_directory"), _setting("mail_version")
     folder = Path(tempfile.mkdtemp(prefix="postroom-postfix-"))
@@ -92,7 +95,7 @@ def a_postfix() -> Iterator[Postfix]:
             (folder / name).mkdir()
         shutil.chown(folder / "data", "postfix", "postfix")
         main = MAIN.format(folder=folder, commands=Path(command).parent, daemons=daemons)
-        (folder / "etc/main.cf").write_text(main)
+        (folder / "etc/main.cf").write_text(main + HELD * is_held)
         (folder / "etc/master.cf").write_text(MASTER.format(port=port))
         process = Process([command, "-c", str(folder / "etc"), "start-fg"], log=folder / "log")
         try:
