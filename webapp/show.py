@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from webapp import __version__, i18n, ids, web
 from webapp.accounts.rights import Right
+from webapp.sites import board as boards
 from webapp.words import NOTICE_ICONS, Tone, status_of
 
 _SYMBOL = re.compile(r'<symbol id="i-([a-z-]+)".*?</symbol>', re.DOTALL)
@@ -43,6 +44,7 @@ def set_up_templates(app: Flask) -> None:
         links=web.links,
         Group=web.Group,
         my_bar=my_bar,
+        standing=standing,
         home_url=web.home_url,
         page_address=web.page_address,
         with_query=web.with_query,
@@ -161,6 +163,15 @@ def my_bar() -> dict[str, Any]:
     many = len(found) > web.MOST_SITES_IN_BAR
     sites = [] if many else [(site, web.site_url(site, role)) for site, role in found]
     return {"sites": sites, "many": many}
+
+
+def standing() -> boards.Row:
+    """How the site in hand stands; asked for once a page."""
+    if "standing" not in g:
+        with web.db().read() as session:
+            g.standing = boards.standing(session, g.site.id, web.now())
+    found: boards.Row = g.standing
+    return found
 
 
 def asset(name: str) -> str:

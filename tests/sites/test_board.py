@@ -12,7 +12,18 @@ from tests.factories import a_connection, a_lane, a_message, a_site
 from webapp.connections.models import Connection, Health
 from webapp.db import Database
 from webapp.delivery.models import Heartbeat, Message, State, Tally
-from webapp.sites.board import Board, Hour, Part, Row, Why, bars, board, is_quiet, standing
+from webapp.sites.board import (
+    Board,
+    Hour,
+    Part,
+    Row,
+    Why,
+    bars,
+    board,
+    is_quiet,
+    last_day,
+    standing,
+)
 from webapp.sites.models import Mode, Site
 from webapp.words import SiteState
 
@@ -212,11 +223,19 @@ def test_the_last_24_hours_are_counted_by_hour(session: Session) -> None:
     a_message(session, site, state=State.FAILED, at=NOW - HOUR)
     a_message(session, site, state=State.SENT, at=NOW - 23 * HOUR)
     a_message(session, site, state=State.FAILED, at=NOW - 24 * HOUR)
-    found = row(session, site).traffic
+    found = last_day(session, [site.id], NOW)[site.id]
     assert (found.accepted, found.sent, found.failed) == (3, 2, 1)
     assert found.hours[23] == Hour(accepted=1, sent=1)
     assert found.hours[22] == Hour(accepted=1, failed=1)
     assert found.hours[0] == Hour(accepted=1, sent=1)
+    counts = board(session, [site.id], NOW).counts
+    assert (counts.accepted, counts.sent, counts.failed) == (3, 2, 1)
+
+
+def test_a_site_that_had_no_mail_has_a_day_without_any(session: Session) -> None:
+    site, _ = connected(session)
+    found = last_day(session, [site.id], NOW)[site.id]
+    assert (found.accepted, found.hours) == (0, (Hour(),) * 24)
 
 
 def test_the_worst_comes_first(session: Session) -> None:
@@ -253,7 +272,7 @@ def test_only_the_sites_asked_for_are_on_the_board(session: Session) -> None:
     a_message(session, theirs, state=State.QUEUED, at=NOW)
     found = board(session, [mine.id], NOW)
     assert [row.site.id for row in found.rows] == [mine.id]
-    assert (found.accepted, found.waiting) == (0, 0)
+    assert (found.counts.accepted, found.waiting) == (0, 0)
 
 
 def test_a_board_without_sites_is_empty(session: Session) -> None:

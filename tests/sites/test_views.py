@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from tests.factories import (
     a_connection,
     a_credential,
+    a_lane,
     a_membership,
     a_message,
     a_site,
@@ -19,10 +20,10 @@ from tests.factories import (
 from tests.pages import Browser, Page
 from webapp.accounts.models import Role, User
 from webapp.connections.models import Health
-from webapp.delivery.models import Heartbeat, State
+from webapp.delivery.models import Heartbeat, Message, State
 from webapp.installation import Installation
 from webapp.sites import handin
-from webapp.sites.models import Credential, Site
+from webapp.sites.models import Credential, Mode, Site
 from webapp.sites.service import digest
 
 
@@ -127,6 +128,121 @@ def test_a_viewer_sees_their_own_sites_only_and_no_buttons(
     assert names(page) == ["Galerie Nord"]
     assert "Add a site" not in page.links()
     assert "Set up the connection" not in page.links()
+
+
+def test_the_board_has_a_hundred_sites_on_a_page(
+    client: Browser, installation: Installation
+) -> None:
+    an_admin(client, installation)
+    with installation.db.write() as session:
+        for number in range(103):
+            a_connection(session, a_site(session, name=f"Site {number:03}"))
+        a_site(session, name="New")
+    first = client.get("/?state=nonsense")
+    assert names(first)[:2] == ["New", "Site 000"]
+    assert len(names(first)) == 100
+    assert first.one("ul", class_="views").all("li")[0].text == "All 104"
+    assert first.links()["Next page"] == "/?state=nonsense&page=2"
+    second = client.get("/?page=2")
+    assert names(second) == ["Site 099", "Site 100", "Site 101", "Site 102"]
+    assert second.links()["Previous page"] == "/?page=1"
+    assert "Next page" not in second.links()
+    assert second.links()["Keep an eye on 1"] == "/?state=soon"
+    assert names(client.get("/?page=9999")) == names(second)
+    assert names(client.get("/?page=-1")) == names(client.get("/?page=²")) == names(first)
+
+
+def test_one_site_of_many_is_found_by_its_name_or_address(
+    client: Browser, installation: Installation
+) -> None:
+    an_admin(client, installation)
+    with installation.db.write() as session:
+        for number in range(101):
+            a_site(session, name=f"Site {number:03}", url="https://x.example")
+        a_site(session, name="Übersee", url="https://far.example")
+    assert client.get("/").one("input", name="q").get("value") == ""
+    assert names(client.get("/?q=übersee")) == ["Übersee"]
+    found = client.get("/?q=FAR.example&state=soon")
+    assert (names(found), found.value("q"), found.value("state")) == (
+        ["Übersee"],
+        "FAR.example",
+        "soon",
+    )
+    nothing = client.get("/?q=<b>")
+    assert "No site is called “<b>”." in nothing.one("main").text
+    assert nothing.links()["Show all sites"] == "/"
+
+
+def test_a_short_board_has_no_search(client: Browser, installation: Installation) -> None:
+    with_role(client, installation, Role.OWNER)
+    assert client.get("/").all("input", name="q") == []
+
+
+def pages_of(site: Site, mail: Message, credential: Credential) -> list[str]:
+    root = f"/sites/{site.slug}"
+    return [
+        f"{root}/settings/general",
+        f"{root}/log",
+        f"{root}/log/{mail.queue_id}",
+        f"{root}/credentials",
+        f"{root}/credentials/{credential.id}/revoke",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("site_values", "lane_values", "health", "said"),
+    [
+        ({}, {}, Health.NEEDS_REAUTHORISATION, "Failing. mail.hoster.example refuses the login."),
+        ({"mode": Mode.DO_NOT_SEND}, {}, Health.WORKING, "Not sent. By choice:"),
+        (
+            {},
+            {"is_blocked": True, "blocked_until": a_time() + timedelta(hours=1)},
+            Health.WORKING,
+            "Slowed down. mail.hoster.example asked to wait.",
+        ),
+    ],
+)
+def test_what_stands_at_a_site_is_said_on_each_of_its_pages(
+    client: Browser,
+    installation: Installation,
+    site_values: dict[str, Mode],
+    lane_values: dict[str, object],
+    health: Health,
+    said: str,
+) -> None:
+    an_admin(client, installation)
+    with installation.db.write() as session:
+        site = a_site(session, **site_values)  # type: ignore[arg-type]
+        lane = a_lane(session, **lane_values)
+        connection = a_connection(session, site, lane=lane, health=health)
+        mail = a_message(session, site, state=State.SENT, connection=connection)
+        credential, _ = a_credential(session, site)
+    for path in pages_of(site, mail, credential):
+        assert said in client.get(path).notices[0], path
+
+
+def test_the_way_out_stands_beside_the_trouble_where_there_is_one(
+    client: Browser, installation: Installation
+) -> None:
+    an_admin(client, installation)
+    with installation.db.write() as session:
+        failing = a_site(session)
+        a_connection(session, failing, health=Health.FAILING)
+        off = a_site(session, mode=Mode.DO_NOT_SEND)
+    settings = f"/sites/{failing.slug}/settings/general"
+    assert client.get(f"/sites/{failing.slug}/log").links()["Open the settings"] == settings
+    assert "Open the settings" not in client.get(settings).links()
+    assert "Open the settings" not in client.get(f"/sites/{off.slug}/log").links()
+
+
+def test_a_mistake_is_told_before_what_stands(client: Browser, installation: Installation) -> None:
+    an_admin(client, installation)
+    with installation.db.write() as session:
+        site = a_site(session)
+    path = f"/sites/{site.slug}/settings/general"
+    page = client.post(path, {"from_email": "no", "mailer": "smtp"}, status=422)
+    assert "Not saved yet" in page.notices[0]
+    assert "No connection yet." in page.notices[1]
 
 
 def test_the_board_says_so_when_no_worker_runs(client: Browser, installation: Installation) -> None:

@@ -20,7 +20,6 @@ from webapp.delivery.lanes import Limits
 from webapp.delivery.models import Lane
 from webapp.fields import FieldErrors
 from webapp.mailers import registry
-from webapp.sites import board as boards
 from webapp.sites.models import Site
 from webapp.web import Group, actor, db, installation, menu_entry, now, requires, see_other, tell
 from webapp.words import Tone
@@ -127,12 +126,9 @@ def spread(session: Session, site: Site, connection: Connection, limits: Limits)
 
 def general_page(form: ConnectionForm) -> str:
     """The page, with how the site stands."""
-    with db().read() as session:
-        standing = boards.standing(session, g.site.id, now())
     return render_template(
         "connections/general.html",
         form=form,
-        stand=standing,
         kinds=registry(),
         dots=DOTS,
         microsoft=is_microsoft(form.connection),

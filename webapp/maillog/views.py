@@ -38,7 +38,6 @@ from webapp.mime.view import (
     read_mail,
     sanitise_html,
 )
-from webapp.sites.board import standing
 from webapp.sites.models import Site
 from webapp.web import Group, db, menu_entry, now, requires
 
@@ -242,7 +241,6 @@ def _render(
         older=_turn(before=page.older),
         empty=_empty(filters, page),
         submission=web.installation().settings.submission_listen,
-        standing=standing(session, g.site.id, at) if g.get("site") else None,
     )
 
 
@@ -367,7 +365,6 @@ def message(slug: str, queue_id: str) -> ResponseReturnValue:
         mail = service.get_message(session, queue_id, [g.site.id], at)
         if mail is None:
             abort(404)
-        stands = standing(session, g.site.id, at)
         raw = _content(session, mail)
     return render_template(
         "maillog/message.html",
@@ -381,7 +378,6 @@ def message(slug: str, queue_id: str) -> ResponseReturnValue:
         shown_recipients=mail.recipients[:SHOWN_RECIPIENTS],
         said=story.said,
         body=None if raw is None else _body(raw),
-        standing=stands,
     )
 
 

@@ -1,4 +1,8 @@
-"""How every site stands, worst first: what the board shows. A fixed number of queries in all."""
+"""How every site stands, worst first: what the board shows. A fixed number of queries in all.
+
+How a site stands does not hang on its counts by the hour, so those are read only of the sites that
+are shown: they are most of the work where there are hundreds.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +12,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, defer
 
 from webapp.connections.models import Connection, Health
 from webapp.delivery.models import Lane, Message, State, Tally
@@ -90,22 +94,22 @@ class Traffic:
     last_accepted_at: datetime | None = None
     waiting: int = 0
     oldest_waiting_at: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Mails by what happened in the hours shown."""
+
+    accepted: int = 0
+    sent: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LastDay(Counts):
+    """The same of one site, by the hour too."""
+
     hours: tuple[Hour, ...] = (Hour(),) * HOURS
-
-    @property
-    def accepted(self) -> int:
-        """Mails in the hours shown."""
-        return sum(hour.accepted for hour in self.hours)
-
-    @property
-    def sent(self) -> int:
-        """Mails handed over in the hours shown."""
-        return sum(hour.sent for hour in self.hours)
-
-    @property
-    def failed(self) -> int:
-        """Mails given up in the hours shown."""
-        return sum(hour.failed for hour in self.hours)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,33 +148,23 @@ class Row:
             return Tone.BAD.value
         return Tone.WARN.value if self.status.tone is Tone.WARN else ""
 
+    def is_called(self, words: str) -> bool:
+        """Whether its name or address holds these words."""
+        return words.casefold() in f"{self.site.name} {self.site.url}".casefold()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Board:
     """All rows, worst first, and what stands above them."""
 
     rows: tuple[Row, ...]
+    counts: Counts
     worker_seen: bool
     """Whether a delivery worker was seen lately; without one no mail leaves."""
 
     def part(self, part: Part) -> tuple[Row, ...]:
         """The rows of one part."""
         return tuple(row for row in self.rows if row.part == part)
-
-    @property
-    def accepted(self) -> int:
-        """Mails of all sites in the hours shown."""
-        return sum(row.traffic.accepted for row in self.rows)
-
-    @property
-    def sent(self) -> int:
-        """Mails of all sites handed over in the hours shown."""
-        return sum(row.traffic.sent for row in self.rows)
-
-    @property
-    def failed(self) -> int:
-        """Mails of all sites given up in the hours shown."""
-        return sum(row.traffic.failed for row in self.rows)
 
     @property
     def waiting(self) -> int:
@@ -187,21 +181,28 @@ class Board:
 def board(session: Session, site_ids: Iterable[int], now: datetime) -> Board:
     """How these sites stand."""
     wanted = sorted(set(site_ids))
-    placed = session.execute(
-        sa.select(Site, Connection, Lane)
-        .outerjoin(Connection, Connection.id == Site.primary_connection_id)
-        .outerjoin(Lane, Lane.id == Connection.lane_id)
-        .where(Site.id.in_(wanted))
-    ).all()
-    traffic = _traffic(session, wanted, now)
-    usual = _usual(session, [row[0] for row in placed], traffic, now)
-    rows = [_row(*row, traffic[row[0].id], usual, now) for row in placed]
-    return Board(rows=tuple(sorted(rows, key=_worst_first)), worker_seen=delivers(session, now))
+    rows = sorted(_rows(session, wanted, now), key=_worst_first)
+    return Board(
+        rows=tuple(rows), counts=_counts(session, wanted, now), worker_seen=delivers(session, now)
+    )
 
 
 def standing(session: Session, site_id: int, now: datetime) -> Row:
     """How one site stands, for the pages of that site."""
-    return board(session, [site_id], now).rows[0]
+    return _rows(session, [site_id], now)[0]
+
+
+def _rows(session: Session, wanted: Sequence[int], now: datetime) -> list[Row]:
+    placed = session.execute(
+        sa.select(Site, Connection, Lane)
+        .outerjoin(Connection, Connection.id == Site.primary_connection_id)
+        .outerjoin(Lane, Lane.id == Connection.lane_id)
+        .options(defer(Connection.secrets), defer(Connection.secrets_set), defer(Lane.windows))
+        .where(Site.id.in_(wanted))
+    ).all()
+    traffic = _traffic(session, wanted, now)
+    usual = _usual(session, [row[0] for row in placed], traffic, now)
+    return [_row(*row, traffic[row[0].id], usual, now) for row in placed]
 
 
 def _worst_first(row: Row) -> tuple[int, int, datetime, str]:
@@ -303,7 +304,6 @@ def _traffic(session: Session, wanted: Sequence[int], now: datetime) -> dict[int
     ids = {found for pair in newest.values() for found in pair if found is not None}
     ids |= {oldest for _count, oldest in waiting.values()}
     times = _times(session, ids)
-    hours = _hours(session, wanted, now)
     traffic = {}
     for site_id in wanted:
         last_sent, last = newest.get(site_id, (None, None))
@@ -313,7 +313,6 @@ def _traffic(session: Session, wanted: Sequence[int], now: datetime) -> dict[int
             last_accepted_at=times[last].accepted_at if last in times else None,
             waiting=count,
             oldest_waiting_at=times[oldest].accepted_at if oldest in times else None,
-            hours=hours[site_id],
         )
     return traffic
 
@@ -359,15 +358,13 @@ def _times(session: Session, ids: Iterable[int]) -> dict[int, Times]:
     return {row[0]: Times(accepted_at=row[1], finished_at=row[2]) for row in rows}
 
 
-def _hours(session: Session, wanted: Sequence[int], now: datetime) -> dict[int, tuple[Hour, ...]]:
-    first = now.replace(minute=0, second=0, microsecond=0) - (HOURS - 1) * HOUR
+def last_day(session: Session, site_ids: Iterable[int], now: datetime) -> dict[int, LastDay]:
+    """What became of the mail of these sites, by the hour."""
+    wanted = sorted(set(site_ids))
+    first = _first_hour(now)
     rows = session.execute(
         sa.select(Tally.site_id, Tally.hour, *(_sum_of(outcome) for outcome in SHOWN))
-        .where(
-            Tally.site_id.in_(wanted),
-            Tally.hour >= first,
-            Tally.outcome.in_(SHOWN),
-        )
+        .where(*_in_the_last_day(wanted, now))
         .group_by(Tally.site_id, Tally.hour)
     )
     found: dict[int, dict[int, Hour]] = defaultdict(dict)
@@ -377,9 +374,37 @@ def _hours(session: Session, wanted: Sequence[int], now: datetime) -> dict[int, 
             found[site_id][index[hour]] = Hour(int(accepted), int(sent), int(failed))
     nothing = Hour()
     return {
-        site_id: tuple(found[site_id].get(index, nothing) for index in range(HOURS))
+        site_id: LastDay(
+            accepted=sum(hour.accepted for hour in found[site_id].values()),
+            sent=sum(hour.sent for hour in found[site_id].values()),
+            failed=sum(hour.failed for hour in found[site_id].values()),
+            hours=tuple(found[site_id].get(index, nothing) for index in range(HOURS)),
+        )
         for site_id in wanted
     }
+
+
+def _counts(session: Session, wanted: Sequence[int], now: datetime) -> Counts:
+    rows = session.execute(
+        sa.select(Tally.outcome, sa.func.sum(Tally.count))
+        .where(*_in_the_last_day(wanted, now))
+        .group_by(Tally.outcome)
+    )
+    found = {outcome: int(count) for outcome, count in rows}
+    accepted, sent, failed = (found.get(outcome, 0) for outcome in SHOWN)
+    return Counts(accepted=accepted, sent=sent, failed=failed)
+
+
+def _first_hour(now: datetime) -> datetime:
+    return now.replace(minute=0, second=0, microsecond=0) - (HOURS - 1) * HOUR
+
+
+def _in_the_last_day(wanted: Sequence[int], now: datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        Tally.site_id.in_(wanted),
+        Tally.hour >= _first_hour(now),
+        Tally.outcome.in_(SHOWN),
+    )
 
 
 def _sum_of(outcome: str) -> sa.Function[Any]:

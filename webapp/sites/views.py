@@ -1,6 +1,7 @@
 """Pages of sites: the board, adding one, and how a site hands in its mail."""
 
 import re
+from itertools import groupby
 
 from flask import Blueprint, g, render_template, request, url_for
 from flask.typing import ResponseReturnValue
@@ -21,6 +22,9 @@ from webapp.web import Group, actor, db, menu_entry, now, requires, see_other, t
 from webapp.words import Tone
 
 bp = Blueprint("sites", __name__)
+
+ON_A_PAGE = 100
+MAX_SEARCH = 200
 
 menu_entry(bp, "board", _l("Sites"), group=Group.ALL_SITES, order=10, icon="board", covers=("new",))
 menu_entry(
@@ -76,20 +80,44 @@ def show_errors(form: Form, error: FieldErrors) -> None:
 @requires(Access.SIGNED_IN)
 def board() -> ResponseReturnValue:
     """Every site one may see, worst first."""
+    at = now()
+    asked = request.args.get("state", "")
+    search = " ".join(request.args.get("q", "").split())[:MAX_SEARCH]
     with db().read() as session:
         mine = web.my_sites(session)
-        found = boards.board(session, [site.id for site, _role in mine], now())
-    asked = request.args.get("state", "")
-    parts = [part for part in Part if asked not in set(Part) or part == asked]
+        found = boards.board(session, [site.id for site, _role in mine], at)
+        rows = [
+            row
+            for row in found.rows
+            if (row.part == asked or asked not in set(Part)) and row.is_called(search)
+        ]
+        pages = -(-len(rows) // ON_A_PAGE)
+        page = page_of(pages)
+        rows = rows[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
+        ids = {row.site.id for row in rows}
+        days = boards.last_day(session, ids, at)
+    here = [(site, role) for site, role in mine if site.id in ids]
     return render_template(
         "sites/board.html",
         board=found,
-        parts=[(part, rows) for part in parts if (rows := found.part(part))],
+        parts=[(part, list(group)) for part, group in groupby(rows, lambda row: row.part)],
+        days=days,
         shown=asked if asked in set(Part) else "",
-        urls={site.id: web.site_url(site, role) for site, role in mine},
-        fixable=fixable(mine),
+        search=search,
+        is_long=len(found.rows) > ON_A_PAGE,
+        before=web.with_query(page=str(page - 1)) if page > 1 else "",
+        after=web.with_query(page=str(page + 1)) if page < pages else "",
+        urls={site.id: web.site_url(site, role) for site, role in here},
+        fixable=fixable(here),
         bars=boards.bars,
     )
+
+
+def page_of(pages: int) -> int:
+    """The page that the address asks for, among so many."""
+    asked = request.args.get("page", "")
+    wanted = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 9 else 1
+    return max(1, min(wanted, pages))
 
 
 def fixable(mine: list[tuple[Site, Role | None]]) -> dict[int, str]:
@@ -166,7 +194,6 @@ def credentials_page(form: CredentialForm, made: NewCredential | None = None) ->
     """The page, with the password of a login that was made just now."""
     with db().read() as session:
         logins = service.credentials_of(session, g.site.id, kind=CredentialKind.SMTP)
-        standing = boards.standing(session, g.site.id, now())
     where = handin.place(web.installation().settings)
     shown = made.credential if made else (logins[-1] if logins else None)
     return render_template(
@@ -177,7 +204,6 @@ def credentials_page(form: CredentialForm, made: NewCredential | None = None) ->
         shown=shown,
         where=where,
         recipes=handin.recipes(where, login_of(shown, made)) if shown else [],
-        stand=standing,
     )
 
 
