@@ -5,6 +5,7 @@ Import this or `machine` first: they make the project importable from a script.
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -155,6 +156,7 @@ class Bench:
 @contextlib.contextmanager
 def a_bench(database_url: str = "", **settings: object) -> Iterator[Bench]:
     """A fresh installation on free ports; SQLite unless another database is named."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that all is stopped then, too
     with tempfile.TemporaryDirectory(prefix="postroom-bench-") as name:
         given = {f"POSTROOM_{key.upper()}": str(value) for key, value in settings.items()}
         ours = {

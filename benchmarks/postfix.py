@@ -143,12 +143,16 @@ def _setting(name: str) -> str:
 
 
 def _stop(process: Process) -> None:
-    """Its start script does not pass a signal on; the master, told to end, ends its daemons."""
+    """Its start script does not pass a signal on, so that each process gets its own."""
     pids = family(process.pid)
-    with contextlib.suppress(ProcessLookupError):
-        for pid in pids[1:2] or pids:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     until = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in pids[1:]) and time.monotonic() < until:
+    while any(_lives(pid) for pid in pids[1:]) and time.monotonic() < until:
         time.sleep(0.05)
     process.stop()
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()

@@ -10,6 +10,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -181,6 +182,7 @@ def _run_aiosmtpd(port: int, quick: bool) -> None:
 
 
 def _serve(port: int, protocol: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     logging.disable(logging.WARNING)
 
     async def run() -> None:
