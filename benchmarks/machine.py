@@ -56,6 +56,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for the benchmark, which then stops it in order
             )
         self.pid = self._process.pid
 
