@@ -122,6 +122,7 @@ def test_the_story_tells_how_a_mail_came_in_and_left(world: World) -> None:
         ({"outcome": Outcome.PERMANENT, "cause": "sender-refused"}, "refused", "the sender"),
         ({"outcome": Outcome.NEEDS_REAUTHORISATION, "cause": "auth"}, "the login was", "new one"),
         ({"outcome": Outcome.MISCONFIGURED, "cause": "tls"}, "not set up right", "encrypted"),
+        ({"outcome": Outcome.MISCONFIGURED, "cause": "auth"}, "not set up", "takes no sign-in"),
         (
             {"outcome": Outcome.PARTLY, "details": {"refused": 1, "recipients": 3}},
             "sent to some",
@@ -192,6 +193,20 @@ def test_several_recipients_stand_in_a_table_with_their_answers(world: World) ->
     rows = [row.text.replace(" ", "") for row in page.one("table").all("tr")]
     assert rows[1:3] == ["r0@mail.exampleSent", "r1@mail.example5505.1.1NosuchuserFailed"]
     assert "and 2 more" in page.one("dl", class_="facts").text
+
+
+def test_of_many_recipients_those_without_the_mail_come_first_and_the_rest_is_folded(
+    world: World,
+) -> None:
+    path = world.add(state=State.SENT, to=tuple(f"r{number}@mail.example" for number in range(50)))
+    with world.installation.db.write() as session:
+        last = session.scalars(sa.select(Recipient).where(Recipient.position == 49)).one()
+        last.state = State.FAILED
+    page = world.open(path)
+    first, rest = page.all("table")
+    assert [len(table.all("tr")) for table in (first, rest)] == [21, 31]
+    assert first.all("tr")[1].text == "r49@ mail. example Failed"
+    assert page.one("details", class_="in").one("summary").text == "30 more recipients"
 
 
 def test_newer_and_older_lead_through_the_site(world: World) -> None:

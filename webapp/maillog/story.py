@@ -326,8 +326,20 @@ def _attempt_aside(attempt: AttemptRow) -> str:
     return f"{span}, {attempt.connection}" if attempt.connection else span
 
 
+_NO_SIGN_IN = N_(
+    "The server takes no sign-in that we know. Check host, port and encryption, or switch "
+    "Authentication off."
+)
+
+
+def _cause(attempt: AttemptRow) -> str:
+    if attempt.outcome is Outcome.MISCONFIGURED and attempt.cause == Cause.AUTH:
+        return _(_NO_SIGN_IN)  # the login itself was never asked about
+    return _(_CAUSES[attempt.cause]) if attempt.cause in _CAUSES else ""
+
+
 def _attempt_text(attempt: AttemptRow) -> str:
-    sentences = [_(_CAUSES[attempt.cause])] if attempt.cause in _CAUSES else []
+    sentences = [_cause(attempt)]
     refused, tried = attempt.details.get("refused"), attempt.details.get("recipients")
     if attempt.outcome is Outcome.PARTLY and refused and tried:
         sentences.append(_("Refused for %(n)s of %(all)s recipients.", n=refused, all=tried))
@@ -335,7 +347,7 @@ def _attempt_text(attempt: AttemptRow) -> str:
     if next_at is not None and attempt.finished_at is not None and next_at > attempt.finished_at:
         span = length(next_at - attempt.finished_at)
         sentences.append(_("Next attempt after %(time)s.", time=span))
-    return " ".join(sentences)
+    return " ".join(filter(None, sentences))
 
 
 def _moment(text: Any) -> datetime | None:
