@@ -109,7 +109,7 @@ def test_the_doctor_says_what_is_wrong(house: House) -> None:
     code, _ = house.refused("doctor")
     assert code == 1
     said = house.last_output
-    assert "BAD  worker: no delivery worker is running" in said
+    assert "BAD  worker: no delivery worker is at work" in said
     assert "BAD  routes: 1 mails wait" in said
     assert "ok   ledger: every mail is accounted for: 1 accepted" in said
 

@@ -14,10 +14,11 @@ from webapp.installation import Installation
 from webapp.ops import status
 
 
-def beat(installation: Installation, part: str, ago: timedelta) -> None:
+def beat(installation: Installation, part: str, ago: timedelta, *, owner: bool = True) -> None:
     with installation.db.write() as session:
         at = installation.db.now() - ago
-        session.add(Heartbeat(name=f"{part}:host:1", part=part, beat_at=at))
+        name = f"{part}:host:{owner:d}"
+        session.add(Heartbeat(name=name, part=part, beat_at=at, details={"owner": owner}))
 
 
 def test_the_process_says_that_it_lives(client: Browser) -> None:
@@ -30,6 +31,8 @@ def test_ready_means_that_a_delivery_worker_was_seen_within_a_minute(
     beat(installation, "submission", timedelta())
     answer = client.fetch("/readyz")
     assert (answer.status_code, answer.json["delivery"]) == (503, False)  # type: ignore[index]
+    beat(installation, "deliver", timedelta(), owner=False)
+    assert client.fetch("/readyz").status_code == 503
     beat(installation, "deliver", timedelta(seconds=50))
     answer = client.fetch("/readyz")
     assert (answer.status_code, answer.json["ready"]) == (200, True)  # type: ignore[index]

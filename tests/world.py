@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from webapp import ids, schema
 from webapp.connections.models import Connection
 from webapp.db import Database
-from webapp.delivery import queue as ledger
+from webapp.delivery import finish as finishing
+from webapp.delivery import queue, tally, upkeep
+from webapp.delivery.decide import Claimed, Finished, Result
 from webapp.delivery.models import Attempt, Lane, Message, Recipient, Source
-from webapp.delivery.queue import Claimed, Finished, Result
 from webapp.ingress.accept import Accepted, Submission, prepare, store
 from webapp.sites.models import Site
 
@@ -132,14 +133,14 @@ class World:
     def take_over(self) -> int:
         """Become the owner."""
         with self.db.write_connection() as connection:
-            self.token = ledger.take_over(connection, self.now)
+            self.token = upkeep.take_over(connection, self.now)
         return self.token
 
     def claim(self, lane: int, count: int = 1, after_site: int = 0) -> list[Claimed]:
         """Claim what is due."""
         with self.db.write_connection() as connection:
-            found, _ = ledger.due_ids(connection, lane, count, after_site, self.now)
-            return ledger.claim(connection, found, {}, self.now)
+            found, _ = queue.due_ids(connection, lane, count, after_site, self.now)
+            return queue.claim(connection, lane, found, {}, self.now)
 
     def finish(self, claim: Claimed, result: Result | None = None) -> None:
         """Write down a result; none given is a success."""
@@ -149,8 +150,8 @@ class World:
             finished_at=self.now,
         )
         with self.db.write_connection() as connection:
-            ledger.fence(connection, [claim.lane_id], self.token)
-            ledger.finish(connection, [done], {})
+            queue.fence(connection, [claim.lane_id], self.token)
+            finishing.finish(connection, [done], {})
 
     def message(self, queue_id: str) -> Message:
         """The row as it is now."""
@@ -183,7 +184,7 @@ class World:
     def gaps(self) -> int:
         """Mails the ledger's law misses, over all sites."""
         with self.db.reader.connect() as connection:
-            return sum(abs(account.gap) for account in ledger.accounts(connection))
+            return sum(abs(account.gap) for account in tally.accounts(connection))
 
 
 def a_world(url: str) -> World:

@@ -187,7 +187,7 @@ class Database:
             return utcnow()
         if time.monotonic() >= self._offset_until:
             self._offset_until = time.monotonic() + 30
-            with suppress(sa.exc.OperationalError), self.reader.connect() as connection:
+            with suppress(sa.exc.SQLAlchemyError), self.reader.connect() as connection:
                 theirs = connection.scalar(sa.text("SELECT clock_timestamp()"))
                 self._offset = theirs - utcnow()
         return utcnow() + self._offset
@@ -208,6 +208,7 @@ def _sqlite_engine(url: URL, *, reading: bool, pool_size: int) -> Engine:
         connect_args={"check_same_thread": False, "timeout": 30, "cached_statements": 512},
         poolclass=sa.pool.QueuePool,
         pool_reset_on_return=None,
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "connect")
@@ -237,7 +238,20 @@ def _sqlite_engine(url: URL, *, reading: bool, pool_size: int) -> Engine:
 
 def _postgresql_engine(url: URL, pool_size: int) -> Engine:
     engine = sa.create_engine(
-        url, pool_size=pool_size, max_overflow=20, pool_pre_ping=True, pool_recycle=1800
+        url,
+        pool_size=pool_size,
+        max_overflow=20,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        hide_parameters=True,
+        # A network that swallows packets must not hold a part for the kernel's two hours.
+        connect_args={
+            "connect_timeout": 5,
+            "keepalives_idle": 20,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+        },
     )
 
     @event.listens_for(engine, "connect")

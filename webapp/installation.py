@@ -162,6 +162,7 @@ def reseal(db: Database, keyring: Keyring) -> int:
             for token, *values in rows:
                 fresh = keyring.rotate(column.type.purpose, token)
                 where = [key == value for key, value in zip(keys, values, strict=True)]
+                where.append(column == token)  # a secret saved meanwhile has the newer word
                 session.execute(sa.update(column.table).where(*where).values({column.name: fresh}))
                 count += 1
         check = session.get(Setting, KEY_CHECK)

@@ -106,12 +106,12 @@ class Beats:
     def stop(self) -> None:
         """Say no more, and take the last word back."""
         self._over.set()
-        with suppress(sa.exc.DBAPIError), self._db.write_connection() as connection:
+        with suppress(sa.exc.SQLAlchemyError), self._db.write_connection() as connection:
             beats.forget(connection, self._name)
 
     def _run(self) -> None:
         while True:
-            with suppress(sa.exc.DBAPIError), self._db.write_connection() as connection:
+            with suppress(sa.exc.SQLAlchemyError), self._db.write_connection() as connection:
                 beats.beat(connection, self._name, self._part, self._db.now(), {})
             if self._over.wait(BEAT_SECONDS):
                 return

@@ -8,9 +8,11 @@ import pytest
 import sqlalchemy as sa
 
 from tests.world import World, a_world
-from webapp.delivery import queue as ledger
-from webapp.delivery.models import Message, Outcome, State, Tally
-from webapp.delivery.queue import Finished, LaneLost, Result
+from webapp.connections.models import Connection
+from webapp.delivery import finish, queue, tally, upkeep
+from webapp.delivery.decide import Finished, Result
+from webapp.delivery.models import Lane, Message, Outcome, State, Tally, is_in
+from webapp.delivery.queue import LaneLost
 from webapp.mailers.errors import (
     Cause,
     DeliveryError,
@@ -20,7 +22,7 @@ from webapp.mailers.errors import (
     TransientError,
     UncertainError,
 )
-from webapp.sites.models import AfterUnclear, Mode
+from webapp.sites.models import AfterUnclear, Mode, Site
 
 
 def a_busy_site(world: World, **values: object) -> tuple[int, int]:
@@ -247,7 +249,7 @@ def test_only_lanes_with_due_mail_that_are_not_blocked_are_found(world: World) -
         connection.execute(
             sa.text("UPDATE lane SET is_blocked = true WHERE id = :id"), {"id": blocked}
         )
-        assert ledger.due_lanes(connection, world.now) == [lane]
+        assert queue.due_lanes(connection, world.now) == [lane]
 
 
 def test_mail_of_a_site_that_must_not_send_is_blocked_and_counted(world: World) -> None:
@@ -264,8 +266,96 @@ def test_mail_without_a_connection_waits_until_there_is_one(world: World) -> Non
     assert world.message(queue_id).lane_id is None
     connection_id = world.a_connection(site)
     with world.db.write_connection() as connection:
-        assert ledger.find_stranded(connection) == 1
+        assert upkeep.put_in_place(connection, upkeep.find_misplaced(connection)) == 1
     assert world.message(queue_id).lane_id == world.lane_of(connection_id)
+
+
+def test_mail_that_missed_a_change_of_lane_is_put_in_place(world: World) -> None:
+    """The worker dies, or an accept commits, while a page moves the connection."""
+    site, old_lane = a_busy_site(world)
+    lost, late = world.accept(site), world.accept(site)
+    world.claim(old_lane)
+    with world.db.write() as session:
+        lane = Lane(key="smtp:new@host:25", windows={})
+        session.add(lane)
+        session.flush()
+        session.execute(sa.update(Connection).values(lane_id=lane.id))
+        new_lane = lane.id
+    world.take_over()
+    assert world.message(lost).lane_id == new_lane
+    assert world.message(late).lane_id == old_lane
+    with world.db.write_connection() as connection:
+        assert upkeep.put_in_place(connection, upkeep.find_misplaced(connection)) == 1
+        assert upkeep.find_misplaced(connection) == []
+    assert world.message(late).lane_id == new_lane
+
+
+def test_mail_of_a_former_primary_connection_follows_the_site(world: World) -> None:
+    site, lane = a_busy_site(world)
+    in_flight, unclear = world.accept(site), world.accept(site)
+    first, second = world.claim(lane, 2)
+    new = world.a_connection(site)
+    world.finish(first, Result(error=NeedsReauthorisation("535 no")))
+    world.finish(second, Result(error=UncertainError("lost")))
+    with world.db.write_connection() as connection:
+        assert upkeep.put_in_place(connection, upkeep.find_misplaced(connection)) == 1
+    assert world.message(in_flight).connection_id == new
+    assert world.message(unclear).connection_id != new
+
+
+def test_a_connection_that_is_gone_holds_nobody_up(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    with world.db.write_connection() as connection:
+        connection.execute(sa.update(Site).values(primary_connection_id=None))
+        connection.execute(sa.delete(Connection))
+    assert world.claim(lane, 5) == []
+    new = world.a_connection(site)
+    with world.db.write_connection() as connection:
+        assert upkeep.put_in_place(connection, upkeep.find_misplaced(connection)) == 1
+    assert world.message(queue_id).connection_id == new
+
+
+def test_a_recipient_that_may_have_it_already_marks_the_mail(world: World) -> None:
+    """One recipient was deferred, and the answer for the other was lost: both go again."""
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site, "a@example.org", "b@example.org")
+    lost = UncertainError("lost")
+    world.finish(world.claim(lane)[0], Result(error=lost, refused={0: TransientError("450")}))
+    assert world.message(queue_id).state == State.DEFERRED
+    world.later(minutes=5)
+    (again,) = world.claim(lane)
+    assert len(again.recipients) == 2
+    assert world.message(queue_id).maybe_twice
+
+
+def test_mail_that_stood_for_days_still_gets_its_tries(world: World) -> None:
+    site, lane = a_busy_site(world)
+    queue_id = world.accept(site)
+    world.later(days=5)
+    world.finish(world.claim(lane)[0], Result(error=TransientError("busy")))
+    assert world.message(queue_id).state == State.DEFERRED
+
+
+def test_sites_whose_mail_is_not_due_hold_nobody_up(world: World) -> None:
+    sites = [world.a_site() for _ in range(30)]
+    lane = world.lane_of(world.a_connection(*sites))
+    for site in sites[:-1]:
+        world.accept(site)
+        world.finish(world.claim(lane)[0], Result(error=TransientError("busy")))
+    queue_id = world.accept(sites[-1])
+    (claim,) = world.claim(lane, 1)
+    assert claim.queue_id == queue_id
+
+
+def test_a_claim_takes_nothing_that_was_moved_to_another_lane(world: World) -> None:
+    site, lane = a_busy_site(world)
+    _, other = a_busy_site(world)
+    world.accept(site)
+    with world.db.write_connection() as connection:
+        found, _ = queue.due_ids(connection, lane, 5, 0, world.now)
+        connection.execute(sa.update(Message).values(lane_id=other))
+        assert queue.claim(connection, lane, found, {}, world.now) == []
 
 
 def test_counts_are_the_same_after_folding(world: World) -> None:
@@ -273,8 +363,8 @@ def test_counts_are_the_same_after_folding(world: World) -> None:
     for _ in range(5):
         world.accept(site)
     with world.db.write_connection() as connection:
-        assert ledger.fold_tally(connection) == 4
-        assert ledger.fold_tally(connection) == 0
+        assert tally.fold_tally(connection) == 4
+        assert tally.fold_tally(connection) == 0
     with world.db.read() as session:
         rows = session.execute(sa.select(Tally.outcome, Tally.__table__.c.count)).all()
     assert rows == [("accepted", 5)]
@@ -286,7 +376,7 @@ def test_a_claim_that_never_began_goes_back_as_it_was(world: World) -> None:
     queue_id = world.accept(site)
     world.claim(lane)
     with world.db.write_connection() as connection:
-        assert ledger.reconcile(connection, [], world.now) == 1
+        assert upkeep.reconcile(connection, [], world.now) == 1
     message = world.message(queue_id)
     assert (message.state, message.attempts, message.due_at) == (State.QUEUED, 0, world.now)
     assert world.attempts(queue_id) == []
@@ -299,13 +389,13 @@ def test_a_result_that_is_written_down_already_is_not_written_twice(world: World
     (claim,) = world.claim(lane)
     done = Finished(claim=claim, result=Result(), finished_at=world.now)
     with world.db.write_connection() as connection:
-        assert ledger.still_open(connection, [done]) == [done]
-        ledger.finish(connection, [done], {})
-        assert ledger.still_open(connection, [done]) == []
+        assert finish.still_open(connection, [done]) == [done]
+        finish.finish(connection, [done], {})
+        assert finish.still_open(connection, [done]) == []
     assert world.gaps() == 0
 
 
-@pytest.mark.parametrize("statement", [ledger._DUE_LANES, ledger._DUE_MESSAGES, ledger._DUE_SITES])
+@pytest.mark.parametrize("statement", [queue._DUE_LANES, queue._DUE_MESSAGES, queue._DUE_SITES])
 def test_the_cost_of_a_claim_follows_the_lanes(tmp_path: Path, statement: sa.TextClause) -> None:
     """SQLite's plan; PostgreSQL plans by statistics, and an empty table tells it nothing."""
     world = a_world(f"sqlite:///{tmp_path / 'plan.db'}")
@@ -317,7 +407,7 @@ def test_the_cost_of_a_claim_follows_the_lanes(tmp_path: Path, statement: sa.Tex
 
 def test_open_mail_is_found_without_reading_what_was_sent(tmp_path: Path) -> None:
     world = a_world(f"sqlite:///{tmp_path / 'plan.db'}")
-    query = sa.select(Message.id).where(ledger.is_in(State.SENDING))
+    query = sa.select(Message.id).where(is_in(State.SENDING))
     (line,) = explain(world, str(query.compile(world.db.reader)), {})
     assert "USING COVERING INDEX ix_message_state (state=?)" in line
 

@@ -24,7 +24,7 @@ from webapp.delivery.wake import Waker
 from webapp.delivery.worker import Worker
 from webapp.installation import Installation
 from webapp.mailers.base import Surroundings
-from webapp.sites.models import Site
+from webapp.sites.models import Mode, Site
 
 PATIENCE = 30.0
 
@@ -134,6 +134,10 @@ class Post:
     def states(self) -> list[str]:
         with self.installation.db.read() as session:
             return list(session.scalars(sa.select(Message.state).order_by(Message.id)))
+
+    def queue_ids(self) -> list[str]:
+        with self.installation.db.read() as session:
+            return list(session.scalars(sa.select(Message.queue_id)))
 
     def lane(self) -> Lane:
         with self.installation.db.read() as session:
@@ -346,3 +350,53 @@ def test_sessions_that_are_over_are_swept_away(post: Post) -> None:
             return list(session.scalars(sa.select(UserSession.digest)))
 
     post.wait_for(lambda: left() == ["open"])
+
+
+def test_a_lost_connection_to_the_database_costs_nothing(db_url: str, tmp_path: Path) -> None:
+    """PostgreSQL: every connection is cut, the advisory lock's, too, while mail is under way."""
+    if db_url.startswith("sqlite"):
+        pytest.skip("there is no connection to lose")
+    post = Post(an_installation(db_url, tmp_path))
+    counter = Counter()
+    post.connect(post.server(mails=counter))
+    post.work()
+    post.hand_in(60)
+    post.wait_for(lambda: counter.now > 2)
+    engine = sa.create_engine(sa.make_url(db_url), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(
+            sa.text(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+            )
+        )
+    engine.dispose()
+    post.wait_for(lambda: set(post.states()) == {State.SENT})
+    assert post.world.gaps() == 0
+    marked = sum(post.world.message(mail).maybe_twice for mail in post.queue_ids())
+    assert len(counter) - 60 <= marked
+    post.close()
+
+
+def test_a_site_that_must_not_send_is_silenced_even_for_mail_in_flight(post: Post) -> None:
+    server = post.server(always={"MAIL": "451 4.3.0 not now"})
+    post.connect(server)
+    post.work()
+    post.hand_in(3)
+    post.wait_for(lambda: post.states() == [State.DEFERRED] * 3)
+    with post.installation.db.write() as session:
+        session.execute(sa.update(Site).values(mode=Mode.DO_NOT_SEND))
+    post.wait_for(lambda: post.states() == [State.BLOCKED] * 3)
+    assert post.world.gaps() == 0
+
+
+def test_a_success_does_not_lift_a_wait_that_was_asked_for_since(post: Post) -> None:
+    counter = Counter()
+    server = post.server(mails=counter)
+    post.connect(server, limits=Limits(concurrency=2))
+    post.work()
+    server.then("RCPT", "250 2.1.5 ok", "450 4.7.0 rate limited, slow down")
+    post.hand_in(2)
+    post.wait_for(lambda: post.lane().is_blocked)
+    post.wait_for(lambda: State.SENT in post.states())
+    assert post.lane().is_blocked

@@ -77,6 +77,28 @@ def test_one_mail_that_cannot_be_stored_does_not_take_others_along(
     assert world.gaps() == 0
 
 
+def test_a_commit_that_only_seems_to_have_failed_stores_a_mail_once(
+    world: World, acceptor: Acceptor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection is lost after the commit went through."""
+    commit = world.db.writer.dialect.do_commit
+    failing: list[bool] = []
+
+    def commit_and_fail(connection: object) -> None:
+        commit(connection)
+        if failing:
+            failing.clear()
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("connection lost"))
+
+    monkeypatch.setattr(world.db.writer.dialect, "do_commit", commit_and_fail)
+    site = world.a_site()
+    failing.append(True)
+    answer = acceptor.submit(a_submission(site, a_mail())).result(20)
+    with world.db.read() as session:
+        assert session.scalars(sa.select(Message.queue_id)).all() == [answer.queue_id]
+    assert world.gaps() == 0
+
+
 def test_a_mail_that_runs_in_circles_is_refused(world: World) -> None:
     hops = b"".join(
         b"Received: from a by b; Mon, 23 Nov 2026 15:00:00 +0100\r\n" for _ in range(21)

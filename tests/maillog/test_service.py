@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tests.maillog.conftest import Ledger
+from webapp.delivery.decide import Result
 from webapp.delivery.models import Content, Outcome, State
-from webapp.delivery.queue import Result
 from webapp.mailers.errors import PermanentError
 from webapp.maillog import service
 from webapp.maillog.service import View

@@ -16,16 +16,20 @@ import structlog
 from sqlalchemy.engine import Connection as DbConnection
 from sqlalchemy.orm import Session
 
+from webapp.config import ConfigError
 from webapp.connections.models import Connection
 from webapp.connections.service import NotReady, load_mailer
 from webapp.crypto import Keyring, SealError
 from webapp.db import Database
-from webapp.delivery import queue as ledger
+from webapp.delivery import queue
+from webapp.delivery.decide import Claimed, Finished
+from webapp.delivery.finish import finish, still_open
 from webapp.delivery.lanes import Limits, Pace
 from webapp.delivery.models import Lane, Message
 from webapp.delivery.outcomes import Outcomes
-from webapp.delivery.queue import Claimed, Finished
 from webapp.delivery.sender import Job, Opened
+from webapp.delivery.upkeep import reconcile
+from webapp.mailers.base import Mailer
 from webapp.mime.outgoing import FromBlock, Placeholders
 from webapp.sites.models import Site
 
@@ -68,7 +72,7 @@ _LANES_NOW = sa.select(Connection.id, Connection.lane_id).where(
 
 _WHOSE = (
     sa.select(Message.site_id, Message.connection_id, Connection.version)
-    .join(Connection, Connection.id == Message.connection_id)
+    .outerjoin(Connection, Connection.id == Message.connection_id)
     .where(Message.id.in_(sa.bindparam("ids", expanding=True)))
     .distinct()
 )
@@ -80,14 +84,15 @@ class Drain:
     def __init__(
         self,
         db: Database,
-        keyring: Keyring,
+        load_keys: Callable[[], Keyring],
         *,
         token: int,
         threads: int,
         start: Callable[[Job], None],
     ) -> None:
         self._db = db
-        self._keyring = keyring
+        self._load_keys = load_keys
+        self._keyring = load_keys()
         self._token = token
         self._threads = threads
         self._start = start
@@ -112,15 +117,18 @@ class Drain:
         """
         now = self._db.now()
         taken = Taken()
+        mine = [item for item in finished if self._is_mine(item)]
         try:
             with self._db.write_connection() as connection:
-                todo = self._make_sure(connection, finished, now) if self._unsure else finished
-                ledger.fence(connection, {item.claim.lane_id for item in todo}, self._token)
-                self._record(connection, todo, now)
+                if self._unsure:
+                    self._make_sure(connection, now)
+                queue.fence(connection, {item.claim.lane_id for item in mine}, self._token)
+                self._record(connection, still_open(connection, mine), now)
                 if claiming:
-                    ended = Counter(item.claim.lane_id for item in finished)
+                    ended = Counter(item.claim.lane_id for item in mine)
                     self._claim(connection, taken, ended, now, look=look)
-        except sa.exc.DBAPIError:
+            jobs = [self._job(claim) for claim in taken.claims]
+        except sa.exc.SQLAlchemyError:
             for lane, count in taken.paces:
                 lane.pace.take(now, -count)
             self._unsure = True
@@ -128,24 +136,37 @@ class Drain:
             self._outcomes.forget()
             raise
         self._unsure = False
-        for item in finished:
+        for item in mine:
             del self.claims[item.claim.message_id]
             self._busy[item.claim.lane_id] -= 1
-        for claim in taken.claims:
-            self.claims[claim.message_id] = claim
-            self._busy[claim.lane_id] += 1
-        for claim in taken.claims:
-            self._start(self._job(claim))
-        return len(taken.claims)
+        for job in jobs:
+            self.claims[job.claim.message_id] = job.claim
+            self._busy[job.claim.lane_id] += 1
+        for job in jobs:
+            self._start(job)
+        self._tell_health(now)
+        return len(jobs)
 
-    def _make_sure(
-        self, connection: DbConnection, finished: Sequence[Finished], now: datetime
-    ) -> Sequence[Finished]:
-        """The last commit may or may not have happened: look, and go on from what is there."""
-        returned = ledger.reconcile(connection, self.claims, now)
+    def _is_mine(self, item: Finished) -> bool:
+        """Whether this is a claim of ours that is still open."""
+        return self.claims.get(item.claim.message_id) is item.claim
+
+    def _make_sure(self, connection: DbConnection, now: datetime) -> None:
+        """The last commit may or may not have happened: what it claimed was never started."""
+        returned = reconcile(connection, self.claims, now)
         if returned:
             log.warning("claims went back to the queue", count=returned)
-        return ledger.still_open(connection, finished)
+
+    def _tell_health(self, now: datetime) -> None:
+        """Not in the ledger's transaction; when it fails, a later attempt tells the same."""
+        if not self._outcomes.has_news:
+            return
+        try:
+            with self._db.write_connection() as connection:
+                self._outcomes.write_health(connection, now)
+        except sa.exc.SQLAlchemyError as error:
+            self._outcomes.forget()
+            log.warning("the health of a connection could not be noted", error=type(error).__name__)
 
     def _record(
         self, connection: DbConnection, finished: Sequence[Finished], now: datetime
@@ -156,7 +177,7 @@ class Drain:
         lanes: dict[int, int | None] = {
             row.id: row.lane_id for row in connection.execute(_LANES_NOW, {"keys": sorted(keys)})
         }
-        ledger.finish(connection, finished, lanes)
+        finish(connection, finished, lanes)
         for lane_id, block in self._outcomes.note(connection, finished, now).items():
             lane = self._lanes.get(lane_id)
             if lane is not None:
@@ -174,7 +195,7 @@ class Drain:
         look: bool,
     ) -> None:
         if look or not self._due:
-            self._due = ledger.due_lanes(connection, now)
+            self._due = queue.due_lanes(connection, now)
         free = self._threads - len(self.claims) + sum(ended.values())
         if not self._due or free <= 0:
             return
@@ -186,7 +207,8 @@ class Drain:
                 break
             if lane is None or lane.stands(now):
                 continue
-            slots = self._slots(lane) - self._busy[lane_id] + ended.get(lane_id, 0)
+            busy = self._busy[lane_id] - ended.get(lane_id, 0)
+            slots = self._slots(lane, busy + free) - busy
             free -= self._claim_from(connection, taken, lane, min(slots, free), now)
         self._turn = order[0]
 
@@ -195,9 +217,11 @@ class Drain:
         later = [lane for lane in self._due if lane > self._turn]
         return later + [lane for lane in self._due if lane <= self._turn]
 
-    def _slots(self, lane: LaneState) -> int:
-        limit = lane.pace.limits.concurrency
-        return limit if limit is not None else max(1, min(UNLIMITED_SLOTS, self._threads // 2))
+    def _slots(self, lane: LaneState, within_reach: int) -> int:
+        """What a lane may have in flight. A third of the threads that nobody else uses is the most:
+        servers that hang must leave some for those that do not."""
+        limit = lane.pace.limits.concurrency or UNLIMITED_SLOTS
+        return min(limit, max(1, within_reach // 3))
 
     def _claim_from(
         self, connection: DbConnection, taken: Taken, lane: LaneState, slots: int, now: datetime
@@ -209,14 +233,14 @@ class Drain:
         count = slots if room is None else min(slots, room)
         if count <= 0:
             return 0
-        found, lane.last_site = ledger.due_ids(connection, lane.id, count, lane.last_site, now)
+        found, lane.last_site = queue.due_ids(connection, lane.id, count, lane.last_site, now)
         if not found:
             self._due.remove(lane.id)
             return 0
         self._open(connection, found)
-        ledger.fence(connection, [lane.id], self._token)
+        queue.fence(connection, [lane.id], self._token)
         names = {key: opened.name for key, opened in self._opened.items()}
-        claims = ledger.claim(connection, found, names, now)
+        claims = queue.claim(connection, lane.id, found, names, now)
         taken.claims.extend(claims)
         if lane.pace.windows:
             lane.pace.take(now, len(claims))
@@ -260,7 +284,7 @@ class Drain:
         """Connections and sites of these messages, opened once and kept for a second."""
         rows = connection.execute(_WHOSE, {"ids": ids}).all()
         sites = {row.site_id for row in rows} - self._placeholders.keys()
-        keys = {row.connection_id for row in rows if not self._knows(row)}
+        keys = {row.connection_id for row in rows if row.connection_id and not self._knows(row)}
         if sites:
             found = connection.execute(
                 sa.select(Site.id, Site.placeholder_emails, Site.placeholder_names).where(
@@ -286,8 +310,8 @@ class Drain:
         problem = ""
         mailer = None
         try:
-            mailer = load_mailer(connection, self._keyring)
-        except (NotReady, SealError) as error:
+            mailer = self._load(connection)
+        except (NotReady, SealError, ConfigError) as error:
             problem = str(error)
         label = mailer.label if mailer is not None else connection.mailer
         return Opened(
@@ -305,14 +329,22 @@ class Drain:
             ),
         )
 
+    def _load(self, connection: Connection) -> Mailer:
+        try:
+            return load_mailer(connection, self._keyring)
+        except SealError:  # the keys may have been rotated since we started
+            self._keyring = self._load_keys()
+            return load_mailer(connection, self._keyring)
+
     def _job(self, claim: Claimed) -> Job:
         return Job(
             claim=claim,
             opened=self._opened.get(claim.connection_id, GONE),
-            placeholders=self._placeholders[claim.site_id],
+            placeholders=self._placeholders.get(claim.site_id, NO_PLACEHOLDERS),
         )
 
 
+NO_PLACEHOLDERS = Placeholders(emails=(), names=())
 GONE = Opened(
     connection_id=0,
     version=0,

@@ -59,7 +59,9 @@ class Window:
 
     def _forget(self, now: datetime) -> None:
         oldest = math.floor((now.timestamp() - self.span.total_seconds()) / self.part)
-        for index in [index for index in self.counts if index < oldest]:
+        newest = self._index(now)
+        # What lies ahead was counted by a clock that has been put back since.
+        for index in [index for index in self.counts if index < oldest or index > newest]:
             del self.counts[index]
 
 

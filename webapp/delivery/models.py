@@ -250,3 +250,12 @@ class Setting(Base):
 
     name: Mapped[str] = mapped_column(sa.String(60), primary_key=True)
     value: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+_SENT: sa.ColumnElement[str] = sa.literal_column("'sent'")
+
+
+def is_in(state: State) -> sa.ColumnElement[bool]:
+    """Messages in one unfinished state, written so that SQLite, too, uses the partial index."""
+    literal: sa.ColumnElement[str] = sa.literal_column(f"'{state.value}'")
+    return sa.and_(Message.state == literal, Message.state != _SENT)

@@ -12,10 +12,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection as DbConnection
 
 from webapp.connections.models import Connection, Health
-from webapp.delivery import queue as ledger
+from webapp.delivery.decide import Finished, Result, blocks_lane, is_throttling
 from webapp.delivery.lanes import own_back_off
 from webapp.delivery.models import Lane, Outcome
-from webapp.delivery.queue import Finished, Result
 from webapp.mailers.errors import Cause, DeliveryError
 
 ABOUT_ONE_MAIL = {
@@ -44,10 +43,12 @@ class Outcomes:
 
     def __init__(self) -> None:
         self._health: dict[int, tuple[str, str]] = {}
+        self._unwritten: list[tuple[int, int, Health, str, str]] = []
 
     def forget(self) -> None:
         """Pages may have changed it since."""
         self._health.clear()
+        self._unwritten.clear()
 
     def note(
         self, connection: DbConnection, finished: Sequence[Finished], now: datetime
@@ -59,17 +60,44 @@ class Outcomes:
             block = self._lane(connection, item, error, now)
             if block is not None:
                 blocks[item.claim.lane_id] = block
-            self._connection(connection, item, error, now)
+            self._connection(item, error)
         return blocks
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `write_health` has something to do."""
+        return bool(self._unwritten)
+
+    def write_health(self, connection: DbConnection, now: datetime) -> None:
+        """What connections look like now, in a transaction of its own.
+
+        A page that saves a connection locks that row before its lane; the ledger's transaction
+        holds lanes, and must not ask for connections then.
+        """
+        for key, version, health, code, words in self._unwritten:
+            connection.execute(
+                sa.update(Connection)
+                .where(Connection.id == key, Connection.version == version)
+                .values(
+                    health=health,
+                    health_since=sa.case(
+                        (Connection.health == health, Connection.health_since),
+                        else_=sa.bindparam("since", now),
+                    ),
+                    last_code=code[:40],
+                    last_words=words,
+                )
+            )
+        self._unwritten.clear()
 
     def _lane(
         self, connection: DbConnection, item: Finished, error: DeliveryError | None, now: datetime
     ) -> Block | None:
         if error is None:
-            return self._lift(connection, item)
-        if ledger.is_throttling(error):
+            return self._lift(connection, item, now)
+        if is_throttling(error):
             return self._slow_down(connection, item, error, now)
-        if ledger.blocks_lane(error):
+        if blocks_lane(error):
             return self._stop(connection, item, error, now)
         return None
 
@@ -124,7 +152,8 @@ class Outcomes:
         )
         return Block(is_blocked=True, until=until)
 
-    def _lift(self, connection: DbConnection, item: Finished) -> Block | None:
+    def _lift(self, connection: DbConnection, item: Finished, now: datetime) -> Block | None:
+        """A mail got through. One that began before the remote asked to wait lifts nothing."""
         if self._health.get(item.claim.connection_id, ("",))[0] == Health.WORKING:
             return None
         lifted = connection.execute(
@@ -133,6 +162,7 @@ class Outcomes:
                 Lane.id == item.claim.lane_id,
                 Lane.blocked_kind.in_(LIFTABLE),
                 sa.or_(Lane.is_blocked, Lane.throttled > 0),
+                sa.or_(Lane.blocked_until.is_(None), Lane.blocked_until <= now),
             )
             .values(
                 throttled=0,
@@ -145,13 +175,11 @@ class Outcomes:
         )
         return Block(is_blocked=False) if lifted.rowcount else None
 
-    def _connection(
-        self, connection: DbConnection, item: Finished, error: DeliveryError | None, now: datetime
-    ) -> None:
+    def _connection(self, item: Finished, error: DeliveryError | None) -> None:
         key = item.claim.connection_id
         if error is None:
             health, words, code = Health.WORKING, "", ""
-        elif ledger.blocks_lane(error):
+        elif blocks_lane(error):
             health, words, code = (
                 Health(error.kind.value.replace("_", "-")),
                 error.words,
@@ -159,7 +187,7 @@ class Outcomes:
             )
         elif error.cause_code in ABOUT_ONE_MAIL:
             return
-        elif ledger.is_throttling(error):
+        elif is_throttling(error):
             self._health.pop(key, None)
             return
         else:
@@ -167,19 +195,7 @@ class Outcomes:
         if self._health.get(key) == (health, words):
             return
         self._health[key] = (health, words)
-        connection.execute(
-            sa.update(Connection)
-            .where(Connection.id == key, Connection.version == item.result.version)
-            .values(
-                health=health,
-                health_since=sa.case(
-                    (Connection.health == health, Connection.health_since),
-                    else_=sa.bindparam("since", now),
-                ),
-                last_code=code[:40],
-                last_words=words,
-            )
-        )
+        self._unwritten.append((key, item.result.version, health, code, words))
 
 
 def telling(result: Result) -> DeliveryError | None:
@@ -187,6 +203,6 @@ def telling(result: Result) -> DeliveryError | None:
     if result.error is not None:
         return result.error
     for error in result.refused.values():
-        if ledger.blocks_lane(error) or ledger.is_throttling(error):
+        if blocks_lane(error) or is_throttling(error):
             return error
     return None

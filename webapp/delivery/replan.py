@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from webapp.connections.models import Connection
 from webapp.delivery.lanes import Limits
 from webapp.delivery.models import Lane, Message, Recipient, State
-from webapp.delivery.queue import add_tally
+from webapp.delivery.tally import add_tally
 from webapp.sites.models import Mode, Site
 
 WAITING = (State.QUEUED, State.DEFERRED)
@@ -30,7 +30,9 @@ def connection_saved(
 
     `limits` None leaves the lane's limits as they are. Returns how many waiting mails it touched.
     """
-    lane = session.scalar(sa.select(Lane).where(Lane.key == lane_key).with_for_update())
+    lane = session.scalar(
+        sa.select(Lane).where(Lane.key == lane_key).with_for_update(key_share=True)
+    )
     if lane is None:
         lane = Lane(key=lane_key, windows={})
         session.add(lane)
@@ -152,7 +154,7 @@ def mode_changed(session: Session, site: Site, now: datetime) -> int:
         return 0
     rows = session.scalars(
         sa.update(Message)
-        .where(Message.site_id == site.id, Message.state.in_(WAITING), Message.due_at.is_not(None))
+        .where(Message.site_id == site.id, Message.due_at.is_not(None))
         .values(state=State.BLOCKED, due_at=None, finished_at=now, why={"code": "do-not-send"})
         .returning(Message.id)
         .execution_options(synchronize_session=False)

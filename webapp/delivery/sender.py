@@ -6,14 +6,14 @@ Conversations are kept by connection and version, so that many mails leave over 
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
 from webapp.db import Database
-from webapp.delivery.queue import Claimed, Result
+from webapp.delivery.decide import Claimed, Result
 from webapp.mailers.base import Conversation, Envelope, Mailer, Surroundings
 from webapp.mailers.errors import DeliveryError, PermanentError, TransientError, UncertainError
 from webapp.mime.outgoing import FromBlock, Outgoing, Placeholders, compose
@@ -78,8 +78,13 @@ class Conversations:
                 self._idle[key] = [item for item in idle if item[0] > limit]
                 if not self._idle[key]:
                     del self._idle[key]
-        for conversation in old:
-            conversation.close()
+        if old:  # on a thread of its own: a server may take its time with a goodbye
+            threading.Thread(target=_close_all, args=(old,), daemon=True).start()
+
+
+def _close_all(conversations: Sequence[Conversation]) -> None:
+    for conversation in conversations:
+        conversation.close()
 
 
 class Sender:

@@ -48,11 +48,14 @@ class Listener:
 
     def wait(self) -> None:
         """Block until woken, and swallow the wake-ups that came together."""
-        self.socket.recv(16)
+        if not self.socket.recv(16):
+            raise OSError("closed")
         with suppress(BlockingIOError, TimeoutError):
             while self.socket.recv(16, socket.MSG_DONTWAIT):
                 pass
 
     def close(self) -> None:
         """Close; a `wait` under way ends with OSError."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()

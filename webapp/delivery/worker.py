@@ -14,15 +14,25 @@ import sqlalchemy as sa
 import structlog
 
 from webapp.accounts import service as accounts
-from webapp.delivery import beats
-from webapp.delivery import queue as ledger
+from webapp.delivery import beats, replan
+from webapp.delivery.decide import Finished, Result
 from webapp.delivery.drain import Drain
 from webapp.delivery.ownership import Ownership, ownership
-from webapp.delivery.queue import Finished, LaneLost
+from webapp.delivery.queue import LaneLost
 from webapp.delivery.sender import Job, Sender
+from webapp.delivery.tally import fold_tally
+from webapp.delivery.upkeep import (
+    current_token,
+    find_misplaced,
+    put_in_place,
+    sites_to_silence,
+    take_over,
+)
 from webapp.delivery.wake import Listener
-from webapp.installation import Installation
+from webapp.installation import Installation, load_keys
 from webapp.mailers.base import Surroundings
+from webapp.mailers.errors import UncertainError
+from webapp.sites.models import Site
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +49,9 @@ class Wake:
     """A nudge in the queue of events."""
 
 
+Events = queue.SimpleQueue[Finished | Wake]
+
+
 class Worker:
     """Stands by until it is the owner, then delivers until it is told to stop."""
 
@@ -47,7 +60,7 @@ class Worker:
         self.name = beats.name_of("deliver")
         self._surroundings = surroundings
         self._stop = threading.Event()
-        self._events: queue.SimpleQueue[Finished | Wake] = queue.SimpleQueue()
+        self._events: Events = queue.SimpleQueue()
         self._beat_at = 0.0
         self._check_at = 0.0
         self._chores_at = 0.0
@@ -63,12 +76,14 @@ class Worker:
         owner = ownership(self.installation.db, self.installation.settings.instance)
         try:
             while not self._stop.is_set():
-                self._beat(owner=False)
-                if owner.acquire():
-                    self._deliver(owner)
-                    owner.release()
-                else:
-                    self._stop.wait(POLL_SECONDS)
+                try:
+                    self._beat(owner=False)
+                    if owner.acquire():
+                        self._deliver(owner)
+                except sa.exc.SQLAlchemyError as error:
+                    log.warning("the database is away", error=type(error).__name__)
+                owner.release()
+                self._stop.wait(POLL_SECONDS)
         finally:
             owner.release()
             self._forget_beat()
@@ -77,29 +92,33 @@ class Worker:
         db = self.installation.db
         settings = self.installation.settings
         with db.write_connection() as connection:
-            token = ledger.take_over(connection, db.now())
+            token = take_over(connection, db.now())
         log.info("delivery begins", token=token)
+        self._beat_at = self._check_at = 0.0  # say so at once
+        # What attempts of an earlier ownership still report was settled by taking over.
+        events: Events = queue.SimpleQueue()
+        self._events = events
         listener = Listener(settings.instance)
-        threading.Thread(target=self._listen, args=(listener,), daemon=True).start()
+        threading.Thread(target=listen, args=(listener, events), daemon=True).start()
         pool = ThreadPoolExecutor(settings.delivery_threads, thread_name_prefix="send")
         sender = Sender(db, self._surroundings, settings.hostname)
 
         def send(job: Job) -> None:
             result = sender.attempt(job)
-            self._events.put(Finished(claim=job.claim, result=result, finished_at=db.now()))
+            events.put(Finished(claim=job.claim, result=result, finished_at=db.now()))
 
         def start(job: Job) -> None:
             pool.submit(send, job)
 
         drain = Drain(
             db,
-            self.installation.keyring,
+            lambda: load_keys(settings, may_create=False),
             token=token,
             threads=settings.delivery_threads,
             start=start,
         )
         try:
-            self._loop(drain, sender, owner)
+            self._loop(drain, sender, owner, token)
         except LaneLost:
             log.warning("another worker has taken over")
         finally:
@@ -107,41 +126,73 @@ class Worker:
             pool.shutdown(wait=False, cancel_futures=True)
             sender.conversations.close_idle(older_than=0)
 
-    def _listen(self, listener: Listener) -> None:
-        while True:
-            try:
-                listener.wait()
-            except OSError:
-                return
-            self._events.put(Wake())
-
-    def _loop(self, drain: Drain, sender: Sender, owner: Ownership) -> None:
+    def _loop(self, drain: Drain, sender: Sender, owner: Ownership, token: int) -> None:
         look_at = 0.0
         while not self._stop.is_set():
             finished, woken = self._collect(POLL_SECONDS)
+            if time.monotonic() >= self._check_at:
+                self._check_at = time.monotonic() + POLL_SECONDS
+                self._still_owner(owner, token)
+                self._now_and_then(sender)
             look = woken or time.monotonic() >= look_at
             if look:
                 look_at = time.monotonic() + POLL_SECONDS
             self._step(drain, finished, look=look)
-            if time.monotonic() >= self._check_at:
-                self._check_at = time.monotonic() + POLL_SECONDS
-                if not owner.alive():
-                    raise LaneLost("the right to deliver was lost")
-                self._now_and_then(sender)
         self._finish_up(drain)
+
+    def _still_owner(self, owner: Ownership, token: int) -> None:
+        """Raise LaneLost when another worker took over.
+
+        A lost database connection takes the advisory lock along. When it can be had again and
+        nobody raised the token meanwhile, what is on the network is still ours.
+        """
+        while not owner.alive() and not self._stop.is_set():
+            owner.release()
+            try:
+                if owner.acquire():
+                    if current_token(self.installation.db) == token:
+                        log.warning("the right to deliver was lost and is back")
+                        return
+                    raise LaneLost("another worker has taken over")
+            except sa.exc.SQLAlchemyError as error:
+                log.warning("the database is away", error=type(error).__name__)
+            else:
+                raise LaneLost("another worker has the right to deliver")
+            self._stop.wait(POLL_SECONDS)
 
     def _step(self, drain: Drain, finished: list[Finished], *, look: bool) -> None:
         """One step, again and again while the database is away: a result must not be lost."""
         pause = 0.1
+        stopping_since = None
         while True:
             try:
                 drain.step(finished, look=look, claiming=not self._stop.is_set())
-            except sa.exc.DBAPIError as error:
-                log.warning("the database is away", error=str(error.orig))
-                time.sleep(pause)
-                pause = min(5.0, pause * 2)
+            except sa.exc.SQLAlchemyError as error:
+                log.warning("a step failed", error=type(error).__name__)
+                if not is_away(error):
+                    self._one_by_one(drain, finished)
+                    return
             else:
                 return
+            if self._stop.is_set():
+                stopping_since = stopping_since or time.monotonic()
+                if time.monotonic() - stopping_since > STOP_SECONDS:
+                    log.error("stopping without a database: results are lost", count=len(finished))
+                    return
+            time.sleep(pause)
+            pause = min(5.0, pause * 2)
+
+    def _one_by_one(self, drain: Drain, finished: list[Finished]) -> None:
+        """Something in these results cannot be written down: find it, and write less of it."""
+        for item in finished:
+            for result in (item.result, Result(error=UncertainError("Postroom: not recorded"))):
+                attempt = Finished(claim=item.claim, result=result, finished_at=item.finished_at)
+                try:
+                    drain.step([attempt], look=False, claiming=False)
+                except sa.exc.SQLAlchemyError:
+                    log.exception("a result could not be recorded", queue_id=item.claim.queue_id)
+                else:
+                    break
 
     def _collect(self, timeout: float) -> tuple[list[Finished], bool]:
         """Wait for the first event, then take all there are."""
@@ -166,16 +217,16 @@ class Worker:
             if finished:
                 self._step(drain, finished, look=False)
 
+    # -- chores
+
     def _now_and_then(self, sender: Sender) -> None:
         try:
             self._beat(owner=True)
             if time.monotonic() >= self._chores_at:
                 self._chores_at = time.monotonic() + CHORES_SECONDS
                 self._chores(sender)
-        except sa.exc.DBAPIError as error:
-            log.warning("the database is away", error=str(error.orig))
-
-    # -- chores
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the chores have to wait", error=type(error).__name__)
 
     def _beat(self, *, owner: bool) -> None:
         if time.monotonic() < self._beat_at:
@@ -186,7 +237,10 @@ class Worker:
             beats.beat(connection, self.name, "deliver", db.now(), {"owner": owner})
 
     def _forget_beat(self) -> None:
-        with suppress(sa.exc.DBAPIError), self.installation.db.write_connection() as connection:
+        with (
+            suppress(sa.exc.SQLAlchemyError),
+            self.installation.db.write_connection() as connection,
+        ):
             beats.forget(connection, self.name)
 
     def _chores(self, sender: Sender) -> None:
@@ -194,11 +248,43 @@ class Worker:
         db = self.installation.db
         for _ in range(20):
             with db.write_connection() as connection:
-                if not ledger.fold_tally(connection):
+                if not fold_tally(connection):
                     break
-        with db.write_connection() as connection:
-            ledger.find_stranded(connection)
+        self._put_right()
         if time.monotonic() >= self._sweep_at:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
             with db.write() as session:
                 accounts.forget_what_is_over(session, db.now())
+
+    def _put_right(self) -> None:
+        """What slipped between a page's save and a mail's journey."""
+        db = self.installation.db
+        with db.reader.connect() as connection:
+            misplaced = find_misplaced(connection)
+            silent = sites_to_silence(connection)
+        if misplaced:
+            with db.write_connection() as connection:
+                count = put_in_place(connection, misplaced)
+            log.info("mail was put in place", count=count)
+        for site_id in silent:
+            with db.write() as session:
+                site = session.get(Site, site_id)
+                if site is not None:
+                    replan.mode_changed(session, site, db.now())
+
+
+def listen(listener: Listener, events: Events) -> None:
+    """Turn datagrams into events until the listener is closed."""
+    while True:
+        try:
+            listener.wait()
+        except OSError:
+            return
+        events.put(Wake())
+
+
+def is_away(error: sa.exc.SQLAlchemyError) -> bool:
+    """Whether trying again later may help: the database, not what was asked of it."""
+    if isinstance(error, sa.exc.OperationalError | sa.exc.TimeoutError):
+        return True
+    return isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated

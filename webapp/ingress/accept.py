@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,7 +23,7 @@ from sqlalchemy.engine import Connection
 
 from webapp import ids
 from webapp.connections.models import Connection as MailConnection
-from webapp.db import Database
+from webapp.db import Database, utcnow
 from webapp.delivery.models import Content, Message, Recipient, Source, State, Tally
 from webapp.delivery.wake import Waker
 from webapp.mime.facts import Facts, facts_of
@@ -63,8 +63,12 @@ class Submission:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A submission with all that can be found out without the database."""
+    """A submission with all that can be found out without the database.
 
+    The id is made here, once: however often storing it is tried, it can be stored only once.
+    """
+
+    queue_id: str = field(default_factory=lambda: ids.queue_id(utcnow()))
     submission: Submission
     facts: Facts
     compressed: bytes
@@ -190,7 +194,7 @@ def _message_row(
     submission, facts = item.submission, item.facts
     return {
         "id": message_id,
-        "queue_id": ids.queue_id(now),
+        "queue_id": item.queue_id,
         "site_id": submission.site_id,
         "credential_id": submission.credential_id,
         "source": submission.source,
@@ -248,8 +252,9 @@ def _search_row(
     return {"message_id": message_id, "words": tsvector_literal(words)}
 
 
-def note_use(db: Database, credential_id: int, address: str, now: datetime) -> None:
+def note_use(db: Database, credential_id: int, address: str) -> None:
     """Remember when a credential was last used, at most once a minute."""
+    now = db.now()
     with db.write_connection() as connection:
         connection.execute(
             sa.update(Credential)
@@ -335,22 +340,39 @@ class Acceptor:
         try:
             accepted = self._commit([prepared for _, prepared in ready])
         except Exception as error:  # noqa: BLE001  (some mail of the group, or the database)
+            log.warning("a group of mails could not be stored", error=type(error).__name__)
             return self._stored_singly(ready, error)
         return [(item, answer) for (item, _), answer in zip(ready, accepted, strict=True)]
 
     def _stored_singly(
         self, ready: list[tuple[Waiting, Prepared]], error: Exception
     ) -> list[tuple[Waiting, Answer]]:
-        """The group could not be stored: those of it that can be, are."""
-        log.warning("a group of mails is stored one by one", error=repr(error)[:300])
-        answers: list[tuple[Waiting, Answer]] = []
-        for item, prepared in ready:
-            try:
-                answers.append((item, self._commit([prepared])[0]))
-            except Exception as own:
-                log.exception("a mail could not be stored")
-                answers.append((item, _refusal(own)))
-        return answers
+        """The group's commit failed: those of it that are there are answered, the others stored
+        one by one, so that one of them does not take all along."""
+        try:
+            there = self._there(ready)
+        except sa.exc.SQLAlchemyError:  # the database is away; whoever sent them tries again
+            return [(item, _refusal(error)) for item, _ in ready]
+        return [(item, there.get(mail.queue_id) or self._single(mail)) for item, mail in ready]
+
+    def _single(self, mail: Prepared) -> Answer:
+        try:
+            return self._commit([mail])[0]
+        except Exception as error:
+            log.exception("a mail could not be stored")
+            return _refusal(error)
+
+    def _there(self, ready: list[tuple[Waiting, Prepared]]) -> dict[str, Accepted]:
+        """Which of these mails are stored, whatever the commit seemed to say."""
+        wanted = [mail.queue_id for _, mail in ready]
+        with self._db.reader.connect() as connection:
+            rows = connection.execute(
+                sa.select(Message.queue_id, Message.state).where(Message.queue_id.in_(wanted))
+            )
+            return {
+                row.queue_id: Accepted(queue_id=row.queue_id, state=State(row.state))
+                for row in rows
+            }
 
     def _commit(self, group: list[Prepared]) -> list[Accepted]:
         now = self._db.now()
@@ -388,7 +410,7 @@ def _resolve(item: Waiting, answer: Answer) -> None:
 
 
 def _refusal(error: Exception) -> NotAccepted:
-    text = str(error).lower()
+    text = str(getattr(error, "orig", error)).lower()
     if "is full" in text or "no space" in text:
         return NotAccepted("452 4.3.1 The disk is full: try again later")
     return NotAccepted("451 4.3.0 The mail could not be stored: try again later")

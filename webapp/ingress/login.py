@@ -41,7 +41,7 @@ _LOOK_UP = (
 
 def authenticate(db: Database, username: str, secret: str, address: str) -> Submitter | None:
     """The submitter, or None for a wrong, revoked or misplaced credential."""
-    if "\0" in username:
+    if not username.isprintable():  # no login of ours, and no text a database would take
         return None
     row = db.look_up(_LOOK_UP, username[:100])
     digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()

@@ -568,14 +568,8 @@ class Session(SMTP):
         if now - office.noted.get(submitter.credential_id, -NOTE_USE_EVERY) < NOTE_USE_EVERY:
             return
         office.noted[submitter.credential_id] = now
-        self.loop.run_in_executor(
-            office.look_ups,
-            note_use,
-            office.db,
-            submitter.credential_id,
-            self._address(),
-            office.db.now(),
-        )
+        with suppress(RuntimeError):  # closing down: the mail is stored, and that is what counts
+            office.look_ups.submit(note_use, office.db, submitter.credential_id, self._address())
 
 
 def _longest_line(data: bytearray) -> int:

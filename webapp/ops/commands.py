@@ -43,14 +43,14 @@ def rotate() -> None:
     path = key_file(settings)
     old = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     fresh = new_key()
-    # Both stand in the file while rows are sealed anew: a crash in between locks nothing out.
+    # Both stand in the file while rows are sealed anew: a crash in between locks nothing out. The
+    # last old one stays: parts that run seal with it until they are restarted.
     write_keys(path, [fresh, *old])
     count = reseal(installation.db, Keyring([parse_key(line) for line in (fresh, *old)]))
     kept = path.with_name(f"{path.name}.{datetime.now(UTC):%Y%m%d-%H%M%S}.old")
     write_keys(kept, old)
+    write_keys(path, [fresh, old[0]])
     installation.close()
-    click.echo(
-        f"{count} secrets are sealed by a new key. Restart Postroom so that all parts use it."
-    )
-    click.echo(f"The old key is in {kept}: keep it with your old backups, or delete it. Once all")
-    click.echo(f"parts were restarted, the old lines of {path} may go, too.")
+    click.echo(f"{count} secrets are sealed by a new key. Restart Postroom: all parts must use it.")
+    click.echo(f"The key before it stays in {path} until the next rotation.")
+    click.echo(f"A copy of the old file is {kept}: keep it with your old backups, or delete it.")

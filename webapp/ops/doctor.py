@@ -3,13 +3,13 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 
 import sqlalchemy as sa
 
-from webapp.delivery import queue as ledger
 from webapp.delivery.models import Heartbeat, Lane, Message
+from webapp.delivery.tally import accounts
 from webapp.installation import Installation
+from webapp.ops.status import delivers
 from webapp.sites.models import Site
 
 RESERVE_BYTES = 500 * 1024 * 1024
@@ -45,13 +45,13 @@ def _disk(installation: Installation) -> Finding:
 def _worker(installation: Installation) -> Finding:
     db = installation.db
     with db.read() as session:
+        if delivers(session, db.now()):
+            return Finding(name="worker", good=True, words="a delivery worker is running")
         beat = session.scalar(
             sa.select(sa.func.max(Heartbeat.beat_at)).where(Heartbeat.part == "deliver")
         )
-    if beat is not None and db.now() - beat < timedelta(minutes=1):
-        return Finding(name="worker", good=True, words="a delivery worker is running")
     when = f"last seen {beat:%Y-%m-%d %H:%M} UTC" if beat else "never seen"
-    words = f"no delivery worker is running ({when}): start `postroom serve` or `postroom deliver`"
+    words = f"no delivery worker is at work ({when}): start `postroom serve` or `postroom deliver`"
     return Finding(name="worker", good=False, words=words)
 
 
@@ -59,7 +59,7 @@ def _ledger(installation: Installation) -> Iterator[Finding]:
     with installation.db.reader.connect() as connection:
         if not installation.db.is_sqlite:
             connection.execute(sa.text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
-        found = ledger.accounts(connection)
+        found = accounts(connection)
         names = dict(connection.execute(sa.select(Site.id, Site.name)).all())
     total = sum(account.accepted for account in found)
     wrong = [account for account in found if account.gap]

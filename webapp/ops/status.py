@@ -49,13 +49,13 @@ def readiness(db: Database) -> Readiness:
 
 
 def delivers(session: Session, now: datetime) -> bool:
-    """Whether a delivery worker was seen within a minute."""
-    latest = session.scalar(
-        sa.select(sa.func.max(Heartbeat.beat_at, type_=Heartbeat.beat_at.type)).where(
-            Heartbeat.part == DELIVER
+    """Whether the delivery worker at work was seen within a minute; one that stands by is none."""
+    rows = session.execute(
+        sa.select(Heartbeat.details).where(
+            Heartbeat.part == DELIVER, Heartbeat.beat_at >= now - ALIVE_WITHIN
         )
     )
-    return latest is not None and now - latest <= ALIVE_WITHIN
+    return any(row.details.get("owner") for row in rows)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,140 @@
+"""What follows from an attempt. Pure: the facts and the time in, the next step out."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from webapp.delivery.models import State
+from webapp.mailers.errors import Cause, DeliveryError, FailureKind
+from webapp.sites.models import AfterUnclear
+
+RETRY_MINUTES = (1, 2, 5, 10, 20, 40)
+LATER_RETRIES = timedelta(hours=1)
+JITTER = 0.1
+SETTLE_AFTER = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claimed:
+    """A message that is ours to try, with the recipients that are still to be tried."""
+
+    message_id: int
+    queue_id: str
+    site_id: int
+    lane_id: int
+    connection_id: int
+    number: int
+    """Of this attempt, from 1."""
+    mail_from: str
+    recipients: tuple[tuple[int, str], ...]
+    """(position, address)."""
+    others: Mapping[str, int]
+    """How many of the message's other recipients are in which state."""
+    received: Mapping[str, Any]
+    accepted_at: datetime
+    expires_at: datetime
+    failures: int
+    unclear: int
+    after_unclear: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What came of one attempt, as the sending thread saw it."""
+
+    error: DeliveryError | None = None
+    """What every recipient met that is not in `refused`."""
+    refused: Mapping[int, DeliveryError] = field(default_factory=dict)
+    """By position: recipients that were refused one by one."""
+    version: int = 0
+    """Of the connection's settings that were used."""
+    remote_id: str = ""
+    code: str = ""
+    words: str = ""
+    sent_from: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def error_of(self, position: int) -> DeliveryError | None:
+        """What one recipient met; None when the remote took responsibility for it."""
+        return self.refused.get(position) or self.error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A claim with its result."""
+
+    claim: Claimed
+    result: Result
+    finished_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What happens to a recipient next."""
+
+    state: State
+    is_due: bool
+    due_at: datetime | None = None
+
+
+def retry_delay(failures: int, chance: float) -> timedelta:
+    """The wait after the given number of failures (from 1); `chance` in [0, 1) spreads it."""
+    index = failures - 1
+    delay = timedelta(minutes=RETRY_MINUTES[index]) if index < len(RETRY_MINUTES) else LATER_RETRIES
+    return delay * (1 - JITTER + 2 * JITTER * chance)
+
+
+def next_step(error: DeliveryError | None, claim: Claimed, now: datetime, *, chance: float) -> Step:
+    """Decide, for one recipient, what follows from an attempt. Pure."""
+    if error is None:
+        return Step(state=State.SENT, is_due=False)
+    match error.kind:
+        case FailureKind.PERMANENT:
+            return Step(state=State.FAILED, is_due=False)
+        case FailureKind.UNCERTAIN:
+            again = claim.unclear == 0 and claim.after_unclear == AfterUnclear.RATHER_TWICE
+            due_at = now + SETTLE_AFTER if again else None
+            return Step(state=State.UNCERTAIN, is_due=again, due_at=due_at)
+        case FailureKind.NEEDS_REAUTHORISATION | FailureKind.MISCONFIGURED:
+            # The lane is blocked until somebody acts; the mail stays due and goes out first then.
+            return Step(state=State.DEFERRED, is_due=True, due_at=now)
+        case FailureKind.TRANSIENT:
+            return _retry(error, claim, now, chance)
+
+
+def _retry(error: DeliveryError, claim: Claimed, now: datetime, chance: float) -> Step:
+    throttled = is_throttling(error)
+    delay = timedelta() if throttled else retry_delay(claim.failures + 1, chance)
+    if error.retry_after is not None:
+        delay = max(delay, error.retry_after)
+    # A mail that stood behind a stopped lane for days has not been tried yet: it gets its tries.
+    tried = claim.failures >= len(RETRY_MINUTES)
+    if tried and not throttled and now + delay >= claim.expires_at:
+        return Step(state=State.FAILED, is_due=False)
+    return Step(state=State.DEFERRED, is_due=True, due_at=now + delay)
+
+
+def is_throttling(error: DeliveryError) -> bool:
+    """Whether the remote asked to slow down: that blocks the lane and counts as no failure."""
+    return error.kind is FailureKind.TRANSIENT and error.cause_code is Cause.RATE
+
+
+def blocks_lane(error: DeliveryError) -> bool:
+    """Whether nothing else can leave by this lane until somebody acts."""
+    return error.kind in {FailureKind.NEEDS_REAUTHORISATION, FailureKind.MISCONFIGURED}
+
+
+def derive(steps: Iterable[Step], others: Mapping[str, int]) -> tuple[State, datetime | None]:
+    """A message's state and due time from its recipients'."""
+    steps = list(steps)
+    due = [step for step in steps if step.is_due]
+    if due:
+        when = [step.due_at for step in due if step.due_at is not None]
+        only_unclear = all(step.state is State.UNCERTAIN for step in due)
+        return (State.UNCERTAIN if only_unclear else State.DEFERRED), min(when)
+    states = {step.state.value for step in steps} | set(others)
+    for state in (State.UNCERTAIN, State.FAILED):
+        if state in states:
+            return state, None
+    return State.SENT, None

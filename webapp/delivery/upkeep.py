@@ -1,0 +1,203 @@
+"""Taking the lanes over from whoever had them, and putting right what slipped through."""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.orm import aliased
+
+from webapp.connections.models import Connection as MailConnection
+from webapp.db import Database
+from webapp.delivery.models import (
+    Attempt,
+    Lane,
+    Message,
+    Outcome,
+    Recipient,
+    Setting,
+    State,
+    is_in,
+)
+from webapp.delivery.tally import add_tally
+from webapp.sites.models import AfterUnclear, Mode, Site
+
+OWNERSHIP = "delivery_token"
+
+_PRIMARY = aliased(MailConnection)
+_MAY_MOVE = Message.state.in_((State.QUEUED, State.DEFERRED))
+"""Unclear mail stays with the connection it went out by."""
+
+_LANE_BY_NOW = (
+    sa.select(MailConnection.lane_id)
+    .where(MailConnection.id == Message.connection_id)
+    .scalar_subquery()
+)
+
+
+def take_over(connection: Connection, now: datetime) -> int:
+    """Become the owner of every lane; settles what the last owner left in `sending`.
+
+    Returns the new token. Whoever holds an older one can no longer finish anything.
+    """
+    token = _raise_token(connection)
+    connection.execute(sa.update(Lane).values(owner_token=token))
+    left = connection.execute(
+        sa.select(
+            Message.id,
+            Message.site_id,
+            Message.connection_id,
+            Message.lane_id,
+            Message.unclear,
+            Message.attempts,
+            Site.after_unclear,
+        )
+        .join(Site, Site.id == Message.site_id)
+        .where(is_in(State.SENDING))
+    ).all()
+    for row in left:
+        _settle_lost(connection, row, now)
+    return token
+
+
+def current_token(db: Database) -> int:
+    """The token of whoever took over last."""
+    with db.read() as session:
+        stored = session.get(Setting, OWNERSHIP)
+    return int(stored.value["token"]) if stored else 0
+
+
+def _raise_token(connection: Connection) -> int:
+    stored = connection.execute(
+        sa.select(Setting.value).where(Setting.name == OWNERSHIP).with_for_update()
+    ).scalar()
+    token = (stored or {}).get("token", 0) + 1
+    if stored is None:
+        connection.execute(sa.insert(Setting).values(name=OWNERSHIP, value={"token": token}))
+    else:
+        connection.execute(
+            sa.update(Setting).where(Setting.name == OWNERSHIP).values(value={"token": token})
+        )
+    return int(token)
+
+
+def _settle_lost(connection: Connection, row: Any, now: datetime) -> None:
+    """An attempt was started, and nobody knows how it ended."""
+    again = row.unclear == 0 and row.after_unclear == AfterUnclear.RATHER_TWICE
+    connection.execute(
+        sa.update(Recipient)
+        .where(Recipient.message_id == row.id, Recipient.is_due.is_(sa.true()))
+        .values(state=State.UNCERTAIN, is_due=again, attempt=row.attempts)
+    )
+    connection.execute(
+        sa.update(Attempt)
+        .where(Attempt.message_id == row.id, Attempt.outcome == Outcome.STARTED)
+        .values(outcome=Outcome.UNCERTAIN, cause="owner-lost", finished_at=now)
+    )
+    connection.execute(
+        sa.update(Message)
+        .where(Message.id == row.id)
+        .values(
+            state=State.UNCERTAIN,
+            unclear=row.unclear + 1,
+            lane_id=sa.func.coalesce(_LANE_BY_NOW, Message.lane_id),
+            due_at=now if again else None,
+            finished_at=None if again else now,
+            last_code="",
+            last_words="",
+        )
+    )
+    if not again:
+        key = (row.site_id, row.connection_id, State.UNCERTAIN.value)
+        add_tally(connection, Counter({key: 1}), now)
+
+
+def reconcile(connection: Connection, in_flight: Iterable[int], now: datetime) -> int:
+    """After a commit whose outcome is unknown: mail that is in `sending`, but that nobody sends.
+
+    Its claim was committed and its attempt never began, so it goes back as it was. Returns how
+    many mails that were.
+    """
+    sending = set(connection.execute(sa.select(Message.id).where(is_in(State.SENDING))).scalars())
+    lost = sorted(sending - set(in_flight))
+    if not lost:
+        return 0
+    connection.execute(
+        sa.delete(Attempt).where(Attempt.message_id.in_(lost), Attempt.outcome == Outcome.STARTED)
+    )
+    connection.execute(
+        sa.update(Message)
+        .where(Message.id.in_(lost))
+        .values(state=State.QUEUED, due_at=now, attempts=Message.attempts - 1)
+    )
+    return len(lost)
+
+
+_MISPLACED = (
+    sa.select(
+        Message.id,
+        sa.case(
+            (_MAY_MOVE, sa.func.coalesce(_PRIMARY.id, Message.connection_id)),
+            else_=Message.connection_id,
+        ).label("connection_id"),
+    )
+    .join(Site, Site.id == Message.site_id)
+    .outerjoin(_PRIMARY, _PRIMARY.id == Site.primary_connection_id)
+    .outerjoin(MailConnection, MailConnection.id == Message.connection_id)
+    .where(
+        Message.due_at.is_not(None),
+        sa.or_(
+            sa.and_(
+                MailConnection.id.is_not(None),
+                Message.lane_id.is_distinct_from(MailConnection.lane_id),
+            ),
+            sa.and_(
+                _MAY_MOVE,
+                _PRIMARY.lane_id.is_not(None),
+                Message.connection_id.is_distinct_from(_PRIMARY.id),
+            ),
+        ),
+    )
+    .limit(sa.bindparam("most"))
+)
+
+
+def find_misplaced(connection: Connection, most: int = 500) -> list[tuple[int, int]]:
+    """Waiting mail that stands on another lane than its connection, or waits for a connection that
+    its site no longer sends by; with the connection it belongs to. Only reads.
+
+    A page that saves a connection moves the mail it sees. What was being accepted or sent at that
+    moment misses it, and would wait where nobody comes by.
+    """
+    rows = connection.execute(_MISPLACED, {"most": most})
+    return [(row.id, row.connection_id) for row in rows]
+
+
+def put_in_place(connection: Connection, found: Iterable[tuple[int, int]]) -> int:
+    """Move what `find_misplaced` found; returns how many mails that were."""
+    by_connection: dict[int, list[int]] = {}
+    for message_id, connection_id in found:
+        by_connection.setdefault(connection_id, []).append(message_id)
+    touched = 0
+    for connection_id, ids in by_connection.items():
+        lane_id = connection.scalar(
+            sa.select(MailConnection.lane_id).where(MailConnection.id == connection_id)
+        )
+        moved = connection.execute(
+            sa.update(Message)
+            .where(Message.id.in_(ids), Message.due_at.is_not(None))
+            .values(connection_id=connection_id, lane_id=lane_id, why={"code": "primary"})
+        )
+        touched += moved.rowcount
+    return touched
+
+
+def sites_to_silence(connection: Connection) -> list[int]:
+    """Sites that must not send and have mail waiting all the same."""
+    waiting = sa.select(Message.id).where(Message.site_id == Site.id, Message.due_at.is_not(None))
+    found = connection.execute(
+        sa.select(Site.id).where(Site.mode == Mode.DO_NOT_SEND, sa.exists(waiting))
+    )
+    return list(found.scalars())
