@@ -209,6 +209,19 @@ def test_of_many_recipients_those_without_the_mail_come_first_and_the_rest_is_fo
     assert page.one("details", class_="in").one("summary").text == "30 more recipients"
 
 
+def test_a_subject_without_end_is_cut_above_and_whole_among_the_facts(world: World) -> None:
+    long = "Rechnung " * 80
+    path = world.add(subject=long.strip())
+    page = world.open(path)
+    assert page.h1.endswith("…")
+    assert len(page.h1) <= 205
+    assert f"Subject {long.strip()}" in page.one("dl", class_="facts").text
+    row = world.open("/sites/galerie-nord/log").one("a", class_="name").text
+    assert row == page.h1
+    short = world.open(world.add(subject="Rechnung"))
+    assert "Subject" not in short.one("dl", class_="facts").text
+
+
 def test_newer_and_older_lead_through_the_site(world: World) -> None:
     older, here, newer = (world.add(state=State.SENT) for _ in range(3))
     page = world.open(here)
