@@ -6,14 +6,20 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from webapp import schema
-from webapp.db import Database, UTCDateTime, WriteLock
+from webapp.db import Database, UTCDateTime, WriteLock, insert_rows
 from webapp.delivery.models import Heartbeat, Setting
+
+
+class Part(StrEnum):
+    DELIVER = "deliver"
+
 
 HOLD = """
 import sys, time
@@ -55,6 +61,18 @@ def test_times_come_back_aware_and_naive_ones_are_refused(db: Database) -> None:
         assert session.scalar(sa.select(Heartbeat.beat_at)) == at
     with pytest.raises(sa.exc.StatementError), db.read() as session:
         session.scalar(sa.select(sa.literal(datetime(2026, 1, 1), UTCDateTime())))  # noqa: DTZ001
+
+
+def test_rows_inserted_at_the_drivers_speed_read_like_any_other(db: Database) -> None:
+    at = datetime(2026, 11, 23, 14, 0, 0, 123456, tzinfo=UTC)
+    row = {"name": "x'\"", "part": Part.DELIVER, "beat_at": at, "details": {"ü": [1, None]}}
+    with db.write_connection() as connection:
+        insert_rows(connection, "heartbeat", [row, row | {"name": "y", "beat_at": at}])
+    with db.read() as session:
+        found = session.scalars(sa.select(Heartbeat).order_by(Heartbeat.name)).first()
+    assert found is not None
+    assert (found.name, found.part, found.beat_at) == ("x'\"", "deliver", at)
+    assert found.details == {"ü": [1, None]}
 
 
 def test_every_connection_is_durable(db: Database) -> None:

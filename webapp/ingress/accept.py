@@ -22,15 +22,14 @@ import structlog
 from sqlalchemy.engine import Connection
 
 from webapp import ids
-from webapp.connections.models import Connection as MailConnection
-from webapp.db import Database, utcnow
-from webapp.delivery.models import Content, Message, Recipient, Source, State, Tally
+from webapp.db import Database, insert_rows, utcnow
+from webapp.delivery.models import Message, Source, State
 from webapp.delivery.wake import Waker
 from webapp.mime.facts import Facts, facts_of
 from webapp.mime.outgoing import too_many_hops
 from webapp.mime.tokens import tokens, tsvector_literal
 from webapp.routing.service import Plan, SiteRoute, plan
-from webapp.sites.models import Credential, Site
+from webapp.sites.models import Credential
 
 log = structlog.get_logger(__name__)
 
@@ -117,63 +116,50 @@ def store(connection: Connection, group: Sequence[Prepared], now: datetime) -> l
             counts[site_id, State.BLOCKED] += 1
         accepted.append(Accepted(queue_id=row["queue_id"], state=State(row["state"])))
     hour = now.replace(minute=0, second=0, microsecond=0)
-    connection.execute(_INSERT_MESSAGE, messages)
-    connection.execute(_INSERT_CONTENT, contents)
-    connection.execute(_INSERT_RECIPIENT, recipients)
-    connection.execute(_INSERT_SEARCH[connection.dialect.name], searches)
-    connection.execute(
-        _INSERT_TALLY,
-        [
-            {
-                "site_id": site_id,
-                "connection_id": None,
-                "outcome": outcome,
-                "hour": hour,
-                "count": count,
-            }
-            for (site_id, outcome), count in sorted(counts.items())
-        ],
-    )
+    insert_rows(connection, "message", messages)
+    insert_rows(connection, "content", contents)
+    insert_rows(connection, "recipient", recipients)
+    connection.exec_driver_sql(_INSERT_SEARCH[connection.dialect.name], searches)
+    tallied = [
+        {
+            "site_id": site_id,
+            "connection_id": None,
+            "outcome": outcome,
+            "hour": hour,
+            "count": count,
+        }
+        for (site_id, outcome), count in sorted(counts.items())
+    ]
+    insert_rows(connection, "tally", tallied)
     return accepted
 
 
-_INSERT_MESSAGE = sa.insert(Message)
-_INSERT_CONTENT = sa.insert(Content)
-_INSERT_RECIPIENT = sa.insert(Recipient)
-_INSERT_TALLY = sa.insert(Tally)
 _INSERT_SEARCH = {
-    "sqlite": sa.text(
-        "INSERT INTO message_search (rowid, site, words) VALUES (:message_id, :site, :words)"
-    ),
-    "postgresql": sa.text(
-        "INSERT INTO message_search (message_id, words) "
-        "VALUES (:message_id, CAST(:words AS tsvector))"
+    "sqlite": "INSERT INTO message_search (rowid, site, words) VALUES (?, ?, ?)",
+    "postgresql": (
+        "INSERT INTO message_search (message_id, words) VALUES (%s, CAST(%s AS tsvector))"
     ),
 }
 _ROUTES = (
-    sa.select(
-        Site.id,
-        Site.mode,
-        Site.retry_hours,
-        MailConnection.id.label("connection_id"),
-        MailConnection.lane_id,
-    )
-    .outerjoin(MailConnection, MailConnection.id == Site.primary_connection_id)
-    .where(Site.id.in_(sa.bindparam("sites", expanding=True)))
+    "SELECT site.id, site.mode, site.retry_hours, connection.id, connection.lane_id FROM site "
+    "LEFT JOIN connection ON connection.id = site.primary_connection_id WHERE site.id IN "
 )
 
 
 def _routes(connection: Connection, site_ids: set[int]) -> dict[int, SiteRoute]:
-    rows = connection.execute(_ROUTES, {"sites": sorted(site_ids)})
+    mark = "?" if connection.dialect.name == "sqlite" else "%s"
+    statement = f"{_ROUTES}({', '.join([mark] * len(site_ids))})"
     return {
-        row.id: SiteRoute(
-            site_id=row.id,
-            mode=row.mode,
-            retry_hours=row.retry_hours,
-            connection_id=row.connection_id if row.lane_id is not None else None,
-            lane_id=row.lane_id,
+        site_id: SiteRoute(
+            site_id=site_id,
+            mode=mode,
+            retry_hours=retry_hours,
+            connection_id=connection_id if lane_id is not None else None,
+            lane_id=lane_id,
         )
-        for row in rows
+        for site_id, mode, retry_hours, connection_id, lane_id in connection.exec_driver_sql(
+            statement, tuple(site_ids)
+        )
     }
 
 
@@ -246,10 +232,10 @@ def _recipient_rows(
 
 def _search_row(
     connection: Connection, message_id: int, site_id: int, words: Sequence[str]
-) -> dict[str, Any]:
+) -> tuple[Any, ...]:
     if connection.dialect.name == "sqlite":
-        return {"message_id": message_id, "site": f"s{site_id}", "words": " ".join(words)}
-    return {"message_id": message_id, "words": tsvector_literal(words)}
+        return message_id, f"s{site_id}", " ".join(words)
+    return message_id, tsvector_literal(words)
 
 
 def note_use(db: Database, credential_id: int, address: str) -> None:
