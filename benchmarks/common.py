@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from load import Login
 from machine import Process, free_port
 
 from tests.rig import postgres as postgres_rig
-from webapp import config
+from webapp import config, ids
 from webapp.accounts import service as accounts
 from webapp.connections import service as connections
 from webapp.connections.service import FormValues
@@ -144,7 +144,8 @@ class Bench:
         for begin in range(0, count, GROUP):
             size = min(GROUP, count - begin)
             with self.installation.db.write_connection() as connection:
-                store(connection, [prepared] * size, self.now)
+                group = [replace(prepared, queue_id=ids.queue_id(self.now)) for _ in range(size)]
+                store(connection, group, self.now)
 
     def close(self) -> None:
         """Stop what was started."""

@@ -1,5 +1,6 @@
 """The web process: gunicorn with one worker and several threads."""
 
+import gc
 from importlib import import_module
 from typing import Any
 
@@ -44,7 +45,10 @@ class WebServer(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
 
     def load(self) -> Flask:
         """Called by gunicorn in the worker."""
-        return create_app(open_installation(self._settings))
+        app = create_app(open_installation(self._settings))
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be looked through again and again
+        return app
 
 
 def options(settings: Settings) -> dict[str, Any]:

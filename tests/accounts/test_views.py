@@ -57,6 +57,17 @@ def test_a_used_link_says_what_to_run(client: Browser, installation: Installatio
     assert "no longer works" in client.get(link).one("main").text
 
 
+def test_a_link_that_made_its_account_leads_to_signing_in(
+    client: Browser, installation: Installation
+) -> None:
+    link = path_of(setup_link(installation))
+    with installation.db.write() as session:
+        a_user(session)
+    assert client.fetch(link).location == "/signin"
+    page = client.get("/signin")
+    assert "This link has done its work" in page.one("main").text
+
+
 def test_a_link_ends_after_a_day(
     client: Browser, installation: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,7 +85,11 @@ def setup() -> ResponseReturnValue:
     """The first account, for whoever has the link that the terminal shows."""
     token = request.args.get("token", "")
     if web.anybody_has_an_account():
-        return see_other(web.home_url() if person() else url_for("accounts.signin"))
+        if person():
+            return see_other(web.home_url())
+        if token:
+            tell(Tone.INFO, _("The first account exists. This link has done its work: sign in."))
+        return see_other(url_for("accounts.signin"))
     with db().read() as session:
         fits = first.fits(session, token, now())
     if not fits:
