@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -20,6 +19,21 @@ from webapp.delivery.models import Heartbeat, Setting
 class Part(StrEnum):
     DELIVER = "deliver"
 
+
+BUSY = """
+import mmap, sys, time
+from pathlib import Path
+from webapp.db import WriteLock
+lock, count = WriteLock(Path(sys.argv[1])), 0
+with open(sys.argv[2], "r+b") as file:
+    shared = mmap.mmap(file.fileno(), 8)
+print("begins", flush=True)
+while True:
+    with lock.hold():
+        count += 1
+        shared[:] = count.to_bytes(8)
+        time.sleep(0.002)
+"""
 
 HOLD = """
 import sys, time
@@ -110,30 +124,26 @@ def test_threads_write_one_after_another(db: Database) -> None:
 
 
 def test_whoever_just_wrote_lets_the_waiting_one_go_first(tmp_path: Path) -> None:
-    """Two locks stand for two processes: flock is by open file."""
-    busy, patient = WriteLock(tmp_path / "db"), WriteLock(tmp_path / "db")
-    order: list[str] = []
-    entered, over = threading.Event(), threading.Event()
-
-    def keep_busy() -> None:
-        while not over.is_set():
-            with busy.hold():
-                order.append("busy")
-                entered.set()
-                time.sleep(0.02)
-
-    thread = threading.Thread(target=keep_busy)
-    thread.start()
-    entered.wait(5)
-    for _ in range(5):
-        before = len(order)
-        with patient.hold():
-            waited = len(order) - before
-        assert waited <= 2
-    over.set()
-    thread.join()
-    busy.close()
-    patient.close()
+    """A process that writes without a pause, and one that wants to write now and then."""
+    counter = tmp_path / "counter"
+    counter.write_bytes(bytes(8))
+    child = subprocess.Popen(
+        [sys.executable, "-c", BUSY, str(tmp_path / "db"), str(counter)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    child.stdout.readline()
+    lock = WriteLock(tmp_path / "db")
+    waited = []
+    for _ in range(30):
+        before = int.from_bytes(counter.read_bytes())
+        with lock.hold():
+            waited.append(int.from_bytes(counter.read_bytes()) - before)
+    child.kill()
+    child.communicate()
+    lock.close()
+    assert max(waited) <= 2, waited
 
 
 def test_a_process_that_dies_lets_go_of_the_lock(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from aiosmtpd.smtp import SMTP, Envelope, Session
 from tests.rig.ports import free_port
 
 ROOT = Path(__file__).parents[2]
+USUAL_DELAY = 0.1
 STARTED = re.compile(r"part started\s+part=(\w+) pid=(\d+)")
 
 
@@ -30,10 +31,10 @@ class Sink:
     """Takes every mail and counts it by Message-ID as soon as it has all come, but takes its time
     with the answer: whoever is killed meanwhile cannot know that it arrived."""
 
-    def __init__(self, delay: float = 0.1) -> None:
+    def __init__(self) -> None:
         self.arrived: Counter[str] = Counter()
         self.in_hand = 0
-        self._delay = delay
+        self.delay = USUAL_DELAY
         self._controller = Controller(self, hostname="127.0.0.1", port=free_port())
         self._controller.start()
 
@@ -49,7 +50,7 @@ class Sink:
         found = re.search(rb"^Message-ID: (<[^>]+>)", raw, re.MULTILINE)
         self.arrived[found.group(1).decode() if found else ""] += 1
         self.in_hand += 1
-        await asyncio.sleep(self._delay)
+        await asyncio.sleep(self.delay)
         self.in_hand -= 1
         return "250 2.0.0 taken"
 
@@ -174,9 +175,9 @@ class Clients:
     answered: set[str] = field(default_factory=set)
     offered: set[str] = field(default_factory=set)
 
-    def run(self, count: int, threads: int) -> threading.Thread:
-        """Begin; join what is returned."""
-        numbers = iter(range(count))
+    def run(self, wanted: Iterable[int], threads: int) -> threading.Thread:
+        """Begin handing in mails of these numbers; join what is returned."""
+        numbers = iter(wanted)
         lock = threading.Lock()
 
         def next_number() -> int | None:
