@@ -160,7 +160,8 @@ class Database:
     def look_up(self, statement: str, *values: object) -> tuple[Any, ...] | None:
         """The first row of a plain SELECT with `?` for values, at the driver's own speed.
 
-        For the few look-ups that every mail needs; types come as the driver gives them.
+        For the few look-ups that every mail needs; types come as the driver gives them. Raises
+        OperationalError.
         """
         pool = self.reader.raw_connection()
         try:
@@ -168,6 +169,9 @@ class Database:
             cursor.execute(statement if self.is_sqlite else statement.replace("?", "%s"), values)
             row: tuple[Any, ...] | None = cursor.fetchone()
             cursor.close()
+        except self.reader.dialect.loaded_dbapi.Error as error:
+            pool.invalidate(error)
+            raise sa.exc.OperationalError(statement, None, error) from error
         finally:
             pool.close()
         return row

@@ -32,8 +32,9 @@ PATIENCE = 30.0
 class Counter(list[Mail]):
     """Takes its time with each mail, and knows how many it ever took at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float = 0.05) -> None:
         super().__init__()
+        self.seconds = seconds
         self.most = self.now = 0
         self._lock = threading.Lock()
 
@@ -41,7 +42,7 @@ class Counter(list[Mail]):
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.05)
+        time.sleep(self.seconds)
         with self._lock:
             self.now -= 1
         super().append(mail)
@@ -357,7 +358,7 @@ def test_a_lost_connection_to_the_database_costs_nothing(db_url: str, tmp_path: 
     if db_url.startswith("sqlite"):
         pytest.skip("there is no connection to lose")
     post = Post(an_installation(db_url, tmp_path))
-    counter = Counter()
+    counter = Counter(0.4)  # so that the worker looks after its lock while mail is under way
     post.connect(post.server(mails=counter))
     post.work()
     post.hand_in(60)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sqlalchemy as sa
 import structlog
 
 from webapp.db import Database
@@ -21,6 +22,7 @@ from webapp.mime.outgoing import FromBlock, Outgoing, Placeholders, compose
 log = structlog.get_logger(__name__)
 
 IDLE_SECONDS = 30.0
+WAIT_FOR_DATABASE = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +158,17 @@ class Sender:
         )
 
     def _content(self, message_id: int) -> bytes | None:
-        row = self._db.look_up("SELECT raw FROM content WHERE message_id = ?", message_id)
-        return None if row is None else zlib.decompress(row[0])
+        """The mail itself. While the database is away, this waits: nothing was tried yet."""
+        for pause in (*WAIT_FOR_DATABASE, None):
+            try:
+                row = self._db.look_up("SELECT raw FROM content WHERE message_id = ?", message_id)
+            except sa.exc.SQLAlchemyError as error:
+                if pause is None:
+                    raise TransientError("Postroom: the database did not answer") from error
+                time.sleep(pause)
+            else:
+                return None if row is None else zlib.decompress(row[0])
+        return None
 
     def _outgoing(self, job: Job, raw: bytes, *, envelope: bool) -> Outgoing:
         claim, received = job.claim, job.claim.received

@@ -81,7 +81,9 @@ class Worker:
                     if owner.acquire():
                         self._deliver(owner)
                 except sa.exc.SQLAlchemyError as error:
-                    log.warning("the database is away", error=type(error).__name__, words=str(error)[:300])
+                    log.warning(
+                        "the database is away", error=type(error).__name__, words=str(error)[:300]
+                    )
                 owner.release()
                 self._stop.wait(POLL_SECONDS)
         finally:
@@ -155,7 +157,9 @@ class Worker:
                         return
                     raise LaneLost("another worker has taken over")
             except sa.exc.SQLAlchemyError as error:
-                log.warning("the database is away", error=type(error).__name__, words=str(error)[:300])
+                log.warning(
+                    "the database is away", error=type(error).__name__, words=str(error)[:300]
+                )
             else:
                 raise LaneLost("another worker has the right to deliver")
             self._stop.wait(POLL_SECONDS)
