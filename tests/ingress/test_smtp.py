@@ -364,7 +364,6 @@ def test_too_large_is_said_before_and_after(start: Start, world: World, site: in
     assert listener.server.office.data_bytes == 0
 
 
-@pytest.mark.full
 def test_sixty_megabytes_are_too_many(start: Start, site: int) -> None:
     with start().talk() as talk:
         talk.sign_in().ready_for_data()
