@@ -27,12 +27,9 @@ hypothesis.settings.load_profile("ci" if on_ci() else "here")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    full = os.environ.get("TEST_FULL") == "1"
     for item in items:
         if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker("browser")
-        if item.get_closest_marker("full") and not full:
-            item.add_marker(pytest.mark.skip(reason="takes minutes: ./run test --full"))
 
 
 @pytest.fixture(scope="session", autouse=True)
