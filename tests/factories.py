@@ -27,6 +27,8 @@ from webapp.connections.models import Connection, Health
 from webapp.crypto import Keyring, new_key
 from webapp.delivery.models import Content, Lane, Message, Recipient, Source, State, Tally
 from webapp.installation import Installation, open_installation, write_keys
+from webapp.microsoft.models import Grant, GrantState, Link, Mailbox, OAuthApp
+from webapp.microsoft.service import app_subject, grant_subject, lane_key
 from webapp.sites.models import Credential, CredentialKind, Mode, Site
 
 CHEAP = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
@@ -293,3 +295,93 @@ def _count(
             count=1,
         )
     )
+
+
+def an_app(
+    session: Session, keyring: Keyring, *, connection: Connection | None = None, **values: Any
+) -> OAuthApp:
+    """A registration with a secret; a shared one unless a connection is given."""
+    number = next(_numbers)
+    secret = values.pop("secret", "abc~defghijklmnopqrstuvwxyz0123456789AB")
+    defaults = {
+        "uid": ids.short_id(),
+        "connection_id": connection.id if connection else None,
+        "name": f"Agency app {number}",
+        "cloud": "global",
+        "tenant": "common",
+        "client_id": f"3f1c2d84-9a07-4e51-8a3b-{number:012d}",
+        "secret_set_at": a_time(),
+        "secret_set_by": "mara@agentur.example",
+        "created_at": a_time(),
+        "updated_at": a_time(),
+    }
+    app = OAuthApp(**(defaults | values))
+    if secret:
+        app.secret = keyring.seal("oauth-app", app_subject(app.uid), secret)
+    session.add(app)
+    session.flush()
+    return app
+
+
+def a_mailbox(session: Session, *, address: str = "", **values: Any) -> Mailbox:
+    """An account at Microsoft, with its lane."""
+    number = next(_numbers)
+    address = address or f"orders{number}@contoso.example"
+    defaults = {
+        "cloud": "global",
+        "tenant_id": "8d1f0000-0000-4000-8000-0000000000c2",
+        "object_id": f"99999999-8888-4777-8666-{number:012d}",
+        "sign_in_name": address,
+        "name": "Contoso Orders",
+        "addresses": [address],
+        "created_at": a_time(),
+        "updated_at": a_time(),
+    }
+    mailbox = Mailbox(address=address, **(defaults | values))
+    lane = Lane(key=lane_key(mailbox), windows={}, concurrency=3, per_minute=30)
+    session.add(lane)
+    session.flush()
+    mailbox.lane_id = lane.id
+    session.add(mailbox)
+    session.flush()
+    return mailbox
+
+
+def a_grant(
+    session: Session, keyring: Keyring, app: OAuthApp, mailbox: Mailbox, **values: Any
+) -> Grant:
+    """A grant with a token cache that holds nothing."""
+    cache = values.pop("cache", "{}")
+    defaults = {
+        "scopes": ["User.Read", "Mail.Send"],
+        "version": 1,
+        "state": GrantState.LINKED,
+        "state_since": a_time(),
+        "renewed_at": a_time(),
+        "renew_at": a_time() + timedelta(hours=24),
+    }
+    grant = Grant(app_id=app.id, mailbox_id=mailbox.id, **(defaults | values))
+    session.add(grant)
+    session.flush()
+    grant.cache = keyring.seal("grant", grant_subject(grant.id), cache)
+    session.flush()
+    return grant
+
+
+def a_link(session: Session, connection: Connection, grant: Grant) -> Link:
+    """The connection sends by this grant."""
+    link = Link(
+        connection_id=connection.id,
+        app_id=grant.app_id,
+        grant_id=grant.id,
+        linked_at=a_time(),
+        linked_by="mara@agentur.example",
+    )
+    session.add(link)
+    mailbox = session.get_one(Mailbox, grant.mailbox_id)
+    connection.mailer = "outlook"
+    connection.settings = {**connection.settings, "outlook": {"one_click": True, "shared_app": ""}}
+    connection.grant_id = grant.id
+    connection.lane_id = mailbox.lane_id
+    session.flush()
+    return link

@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from tests.factories import a_site, an_installation
+from tests.factories import a_grant, a_mailbox, a_site, a_user, an_app, an_installation
 from webapp import ids
 from webapp.config import ConfigError, load
 from webapp.connections.models import Connection
 from webapp.crypto import Keyring, new_key, parse_key
 from webapp.db import Base, SealedText
 from webapp.installation import key_file, load_keys, open_installation, reseal, sealed_columns
+from webapp.microsoft.models import FlowKind, LinkFlow
+from webapp.microsoft.service import app_subject, grant_subject
 
 
 def environ(db_url: str, tmp_path: Path, **more: str) -> dict[str, str]:
@@ -67,7 +69,12 @@ def test_rotation_reaches_every_sealed_column(db_url: str, tmp_path: Path) -> No
         for column in table.columns
         if isinstance(column.type, SealedText)
     }
-    assert marked == {("connection", "secrets")}, "give the new column a row below"
+    assert marked == {
+        ("connection", "secrets"),
+        ("oauth_app", "secret"),
+        ("grant", "cache"),
+        ("link_flow", "data"),
+    }, "give the new column a row below"
     with installation.db.write() as session:
         site = a_site(session)
         uid = ids.short_id()
@@ -82,13 +89,35 @@ def test_rotation_reaches_every_sealed_column(db_url: str, tmp_path: Path) -> No
                 updated_at=installation.db.now(),
             )
         )
+        app = an_app(session, installation.keyring, secret="geheim")
+        grant = a_grant(session, installation.keyring, app, a_mailbox(session), cache="geheim")
+        session.add(
+            LinkFlow(
+                digest="0" * 64,
+                kind=FlowKind.LINK,
+                connection_id=session.scalars(sa.select(Connection.id)).one(),
+                app_id=app.id,
+                user_id=a_user(session).id,
+                data=installation.keyring.seal("link-flow", "flow", "geheim"),
+                created_at=installation.db.now(),
+                expires_at=installation.db.now(),
+            )
+        )
+        subjects = {
+            "connection.secrets": f"connection:{uid}",
+            "oauth_app.secret": app_subject(app.uid),
+            "grant.cache": grant_subject(grant.id),
+            "link_flow.data": "flow",
+        }
     both = Keyring([parse_key(key) for key in (fresh, *old)])
-    assert reseal(installation.db, both) == 1
+    assert reseal(installation.db, both) == len(marked)
     alone = Keyring([parse_key(fresh)])
     with installation.db.read() as session:
-        token = session.scalar(sa.select(Connection.secrets))
-    assert token is not None
-    assert alone.unseal("connection", f"connection:{uid}", token) == "geheim"
+        for column in sealed_columns():
+            token = session.scalar(sa.select(column))
+            assert token is not None
+            assert isinstance(column.type, SealedText)
+            assert alone.unseal(column.type.purpose, subjects[str(column)], token) == "geheim"
     installation.close()
     settings = load(environ(db_url, tmp_path, POSTROOM_SECRET_KEYS=fresh))
     open_installation(settings).close()

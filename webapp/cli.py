@@ -25,6 +25,7 @@ class Commands(click.Group):
         "admin": "webapp.accounts.commands:admin",
         "key": "webapp.ops.commands:key",
         "doctor": "webapp.ops.commands:doctor",
+        "sandbox": "webapp.sandbox.commands:sandbox",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -88,6 +88,8 @@ class Settings(BaseSettings):
     secret_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(split_list)] = ()
     secret_keys_file: Path | None = None
     ca_bundle: Path | None = None
+    microsoft_authority: str = ""
+    microsoft_graph: str = ""
     allow_plain_auth: bool = False
     metrics_token: SecretStr | None = None
 
@@ -118,6 +120,23 @@ class Settings(BaseSettings):
         if value and (parts.scheme not in {"http", "https"} or not parts.netloc or parts.query):
             raise ValueError("write the whole address, for example https://post.example.org")
         return value.rstrip("/")
+
+    @field_validator("microsoft_authority", "microsoft_graph")
+    @classmethod
+    def _check_cloud_root(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme != "https" or not parts.netloc or parts.query):
+            raise ValueError("write an https address, for example https://login.example.org")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _check_cloud_pair(self) -> Self:
+        if bool(self.microsoft_authority) != bool(self.microsoft_graph):
+            raise ValueError(
+                "POSTROOM_MICROSOFT_AUTHORITY and POSTROOM_MICROSOFT_GRAPH belong together: "
+                "set both"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_tls_pair(self) -> Self:

@@ -12,6 +12,7 @@ import webapp.accounts.models
 import webapp.audit
 import webapp.connections.models
 import webapp.delivery.models
+import webapp.microsoft.models
 import webapp.sites.models  # noqa: F401  (every table is known once these are imported)
 from webapp.db import Database
 

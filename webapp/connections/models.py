@@ -48,6 +48,10 @@ class Connection(Base):
     force_from_name: Mapped[bool] = mapped_column(default=False)
     return_path: Mapped[bool] = mapped_column(default=True)
 
+    grant_id: Mapped[int | None] = mapped_column(
+        sa.ForeignKey("grant.id", ondelete="SET NULL", use_alter=True), index=True
+    )
+    """The link in use, for mailers that need one."""
     lane_id: Mapped[int | None] = mapped_column(sa.ForeignKey("lane.id"), index=True)
     version: Mapped[int] = mapped_column(default=1)
     """Raised with every save, so that a process knows when what it opened is out of date."""

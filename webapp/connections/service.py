@@ -8,7 +8,7 @@ changes where the login goes must bring the secret along, or is refused at that 
 import ipaddress
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -35,6 +35,7 @@ STOPPED = (Health.NEEDS_REAUTHORISATION, Health.MISCONFIGURED)
 """Saving is how a person says that the cause is gone, even where nothing here had to change."""
 
 CHOOSE_A_MAILER = N_("Choose a mailer.")
+NOT_LINKED = N_("This connection is not linked to a mailbox yet.")
 TYPE_IT_AGAIN = N_(
     "Enter the password again: host, user name or encryption changed, and a stored password is "
     "only used where it was meant for."
@@ -108,15 +109,20 @@ def load_mailer(connection: Connection, keyring: Keyring) -> Mailer:
     settings = connection.settings.get(connection.mailer, {})
     secrets = stored_secrets(connection, keyring).get(connection.mailer, {})
     try:
-        return from_json(kind, settings, secrets)
+        mailer = from_json(kind, settings, secrets)
     except FieldErrors as error:
         raise NotReady(N_("The settings of this connection are not complete.")) from error
+    if not kind.needs_link:
+        return mailer
+    if connection.grant_id is None:
+        raise NotReady(NOT_LINKED)
+    return replace(mailer, grant_id=connection.grant_id)  # type: ignore[call-arg]
 
 
 def is_complete(connection: Connection) -> bool:
     """Whether it could send as it is set, as far as can be told without opening the secrets."""
     kind = registry().get(connection.mailer)
-    if kind is None:
+    if kind is None or (kind.needs_link and connection.grant_id is None):
         return False
     known = connection.secrets_set.get(connection.mailer, {})
     try:

@@ -18,6 +18,7 @@ class Limits:
     per_minute: int | None = None
     per_hour: int | None = None
     per_day: int | None = None
+    recipients_per_day: int | None = None
 
 
 @dataclass

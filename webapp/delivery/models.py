@@ -68,6 +68,7 @@ class Lane(Base):
     per_minute: Mapped[int | None]
     per_hour: Mapped[int | None]
     per_day: Mapped[int | None]
+    recipients_per_day: Mapped[int | None]
     windows: Mapped[dict[str, Any]] = mapped_column(default=dict)
     """What was taken lately, by window; see `delivery.lanes`."""
     throttled: Mapped[int] = mapped_column(default=0)

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from webapp.connections.models import Connection
 from webapp.delivery.lanes import Limits
-from webapp.delivery.models import Lane, Message, Recipient, State
+from webapp.delivery.models import Lane, Message, Recipient, Source, State
 from webapp.delivery.tally import add_tally
 from webapp.sites.models import Mode, Site
 
@@ -25,10 +25,12 @@ def connection_saved(
     lane_key: str,
     limits: Limits | None,
     now: datetime,
+    unblocks: bool = True,
 ) -> int:
     """Give a saved connection its lane, unblock it, and move the mail that waits for it.
 
-    `limits` None leaves the lane's limits as they are. Returns how many waiting mails it touched.
+    `limits` None leaves the lane's limits as they are; without `unblocks` what stops it stays.
+    Returns how many waiting mails it touched.
     """
     lane = session.scalar(
         sa.select(Lane).where(Lane.key == lane_key).with_for_update(key_share=True)
@@ -41,16 +43,18 @@ def connection_saved(
         lane.per_minute = limits.per_minute
         lane.per_hour = limits.per_hour
         lane.per_day = limits.per_day
-    unblock(lane)
+        lane.recipients_per_day = limits.recipients_per_day
+    if unblocks:
+        unblock(lane)
     session.flush()
     before = connection.lane_id
     connection.lane_id = lane.id
     session.flush()
-    if before is not None and before != lane.id:
+    if before != lane.id:
         session.execute(
             sa.update(Message)
             .where(
-                Message.lane_id == before,
+                Message.lane_id == before if before is not None else Message.lane_id.is_(None),
                 Message.connection_id == connection.id,
                 Message.due_at.is_not(None),
             )
@@ -58,6 +62,26 @@ def connection_saved(
         )
     _due_now(session, lane.id, connection.id, now)
     return waiting_on(session, connection.id, lane.id)
+
+
+def connection_unlinked(session: Session, connection: Connection) -> int:
+    """Take a connection off its lane; its mail waits until it has one again. Returns how many."""
+    before = connection.lane_id
+    connection.lane_id = None
+    session.flush()
+    if before is None:
+        return 0
+    touched = session.execute(
+        sa.update(Message)
+        .where(
+            Message.lane_id == before,
+            Message.connection_id == connection.id,
+            Message.due_at.is_not(None),
+        )
+        .values(lane_id=None)
+        .execution_options(synchronize_session=False)
+    )
+    return int(touched.rowcount)  # type: ignore[attr-defined]
 
 
 def unblock(lane: Lane) -> None:
@@ -116,6 +140,7 @@ def primary_changed(session: Session, site: Site, now: datetime) -> int:
             Message.site_id == site.id,
             Message.state.in_(WAITING),
             Message.due_at.is_not(None),
+            Message.source != Source.TEST,  # a test is about the one connection it was made for
             sa.or_(
                 Message.connection_id.is_distinct_from(connection.id if connection else None),
                 Message.lane_id.is_distinct_from(lane_id),

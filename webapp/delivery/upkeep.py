@@ -18,6 +18,7 @@ from webapp.delivery.models import (
     Outcome,
     Recipient,
     Setting,
+    Source,
     State,
     is_in,
 )
@@ -27,8 +28,10 @@ from webapp.sites.models import AfterUnclear, Mode, Site
 OWNERSHIP = "delivery_token"
 
 _PRIMARY = aliased(MailConnection)
-_MAY_MOVE = Message.state.in_((State.QUEUED, State.DEFERRED))
-"""Unclear mail stays with the connection it went out by."""
+_MAY_MOVE = sa.and_(
+    Message.state.in_((State.QUEUED, State.DEFERRED)), Message.source != Source.TEST
+)
+"""Unclear mail stays with the connection it went out by, and a test with the one it tests."""
 
 _LANE_BY_NOW = (
     sa.select(MailConnection.lane_id)
@@ -188,7 +191,14 @@ def put_in_place(connection: Connection, found: Iterable[tuple[int, int]]) -> in
         moved = connection.execute(
             sa.update(Message)
             .where(Message.id.in_(ids), Message.due_at.is_not(None))
-            .values(connection_id=connection_id, lane_id=lane_id, why={"code": "primary"})
+            .values(
+                connection_id=connection_id,
+                lane_id=lane_id,
+                why=sa.case(
+                    (Message.connection_id == connection_id, Message.why),
+                    else_=sa.literal({"code": "primary"}, Message.why.type),
+                ),
+            )
         )
         touched += moved.rowcount
     return touched

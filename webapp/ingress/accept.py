@@ -36,6 +36,9 @@ log = structlog.get_logger(__name__)
 SEARCH_WORDS = 400
 SHOWN_RECIPIENTS = 3
 MAX_GROUP = 200
+NO_TIME = timedelta()
+AHEAD = timedelta(days=30)
+"""Due before anything that may still be waiting: somebody looks at the page."""
 
 
 class NotAccepted(Exception):
@@ -44,6 +47,15 @@ class NotAccepted(Exception):
     def __init__(self, reply: str) -> None:
         super().__init__(reply)
         self.reply = reply
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pinned:
+    """A connection that a mail leaves by whatever the site's settings say, and before all others:
+    it is a test of that connection."""
+
+    connection_id: int
+    lane_id: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +70,7 @@ class Submission:
     recipients: Sequence[str]
     raw: bytes
     received: Mapping[str, Any]
+    pinned: Pinned | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +118,7 @@ def store(connection: Connection, group: Sequence[Prepared], now: datetime) -> l
     accepted = []
     for message_id, item in zip(first_id, group, strict=True):
         site_id = item.submission.site_id
-        decision = plan(routes[site_id])
+        decision = _pinned(plan(routes[site_id]), item.submission.pinned)
         row = _message_row(message_id, item, decision, routes[site_id], now)
         messages.append(row)
         contents.append({"message_id": message_id, "raw": item.compressed})
@@ -163,6 +176,12 @@ def _routes(connection: Connection, site_ids: set[int]) -> dict[int, SiteRoute]:
     }
 
 
+def _pinned(decision: Plan, pinned: Pinned | None) -> Plan:
+    if pinned is None or decision.blocked:
+        return decision
+    return Plan(connection_id=pinned.connection_id, lane_id=pinned.lane_id, why={"code": "test"})
+
+
 def _reserve_ids(connection: Connection, count: int) -> Sequence[int]:
     """Keys for `count` messages; on SQLite the write lock is ours, so the next ones are free."""
     if connection.dialect.name == "sqlite":
@@ -186,7 +205,7 @@ def _message_row(
         "source": submission.source,
         "received": dict(submission.received),
         "state": State.BLOCKED if decision.blocked else State.QUEUED,
-        "due_at": None if decision.blocked else now,
+        "due_at": None if decision.blocked else now - (AHEAD if submission.pinned else NO_TIME),
         "lane_id": decision.lane_id,
         "connection_id": decision.connection_id,
         "why": dict(decision.why),

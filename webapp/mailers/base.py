@@ -11,9 +11,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, Protocol, Self
 
 from webapp.mailers.errors import DeliveryError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccessToken:
+    """A bearer token (OAuth 2.0) and the root of the interface it opens, without a slash."""
+
+    value: str = field(repr=False)
+    api: str
+
+
+class TokenSource(Protocol):
+    """Gives out access tokens of linked accounts, renewing them when need be."""
+
+    def token(self, grant_id: int, *, refused: str = "", claims: str = "") -> AccessToken:
+        """A token that is still good for a while; raises DeliveryError.
+
+        `refused` is a token that the remote answered 401 to: then one that is newer, by one forced
+        renewal however many ask for it. `claims` is the challenge that came with the refusal.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +46,7 @@ class Surroundings:
 
     hostname: str
     ca_file: str | None = None
+    tokens: TokenSource | None = None
     timeout: timedelta = timedelta(seconds=30)
     answer_timeout: timedelta = timedelta(minutes=10)
 
@@ -54,6 +74,8 @@ class Receipt:
     code: str = ""
     words: str = ""
     refused: Mapping[str, DeliveryError] = field(default_factory=dict)
+    log: tuple[str, ...] = ()
+    """What was said, line by line, for support; holds no secret."""
 
 
 class Conversation(ABC):
@@ -82,8 +104,10 @@ class Conversation(ABC):
 class Mailer(ABC):
     """The settings of one connection and how mail leaves by it.
 
-    `envelope` is False for services that take the recipients from the headers;
-    `supports_return_path` says that the envelope sender can be chosen.
+    `envelope` is False for services that take the recipients from the headers, and
+    `max_recipients` is how many of them one mail may have there; `supports_return_path` says that
+    the envelope sender can be chosen, `names_sender` that the From name can. `needs_link` means
+    that a person links an account first, and `usual_limits` is the pace it then begins with.
     """
 
     slug: ClassVar[str] = ""
@@ -91,6 +115,10 @@ class Mailer(ABC):
     description: ClassVar[str] = ""
     envelope: ClassVar[bool] = True
     supports_return_path: ClassVar[bool] = False
+    names_sender: ClassVar[bool] = True
+    max_recipients: ClassVar[int | None] = None
+    needs_link: ClassVar[bool] = False
+    usual_limits: ClassVar[Mapping[str, int]] = {}
 
     @abstractmethod
     def open(self, surroundings: Surroundings) -> Conversation:

@@ -74,6 +74,8 @@ class DeliveryError(Exception):
         self.retry_after = retry_after
         self.cause_code = cause_code
         self.refused: Mapping[str, DeliveryError] = {}
+        self.log: tuple[str, ...] = ()
+        """What was said, line by line, for support; holds no secret."""
 
 
 class TransientError(DeliveryError):

@@ -1,0 +1,691 @@
+"""The verbs on registrations and links: save a registration, attach a mailbox, take it away.
+
+Nothing here asks the network. What a sign-in brought (`Account`) comes in, rows go out; waiting
+mail moves along, and each verb says how many mails that were.
+"""
+
+import random
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from webapp import audit, ids
+from webapp.connections.models import Connection, Health
+from webapp.connections.service import forget_health
+from webapp.crypto import Keyring
+from webapp.delivery import replan
+from webapp.delivery.models import Lane, Outcome
+from webapp.fields import N_, FieldErrors
+from webapp.mailers.outlook import OutlookMailer
+from webapp.microsoft.clouds import Cloud, Segment, is_guid
+from webapp.microsoft.models import Grant, GrantState, Link, Mailbox, OAuthApp
+from webapp.sites.models import Site
+from webapp.sites.service import check_line
+
+SLUG = OutlookMailer.slug
+NAME_LENGTH = 120
+SECRET_LENGTH = 200
+RENEW_EVERY = timedelta(hours=24)
+RENEW_SPREAD = timedelta(hours=4)
+
+STOPPED = frozenset({Outcome.NEEDS_REAUTHORISATION.value, Outcome.MISCONFIGURED.value})
+"""What stops a lane until somebody acts."""
+
+NEEDED = ("User.Read", "Mail.Send")
+"""Permissions without which nothing works."""
+
+_DOMAIN = re.compile(r"(?=.{4,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}\Z")
+
+SECRET_ID = N_(
+    "This looks like the Secret ID. Copy the column “Value” instead: it is longer and mixes "
+    "letters, digits and signs."
+)
+NO_GUID = N_(
+    "Enter the Application (client) ID from the Overview page of the registration: 32 letters and "
+    "digits in five groups."
+)
+NO_TENANT = N_("Enter the Directory (tenant) ID, or a domain of the organization.")
+NO_CLOUD = N_("Choose one of the clouds in the list.")
+PERSONAL_ELSEWHERE = N_("Personal accounts exist in the global cloud only.")
+TOO_LONG = N_("This is longer than any secret of Microsoft’s. Copy the column “Value” alone.")
+NO_DATE = N_("Enter a date as YYYY-MM-DD, or leave it empty.")
+LONG_GONE = N_("This date is past. Make a new secret and enter its value and date.")
+TOO_FAR = N_("Microsoft lets a secret live for 24 months at most.")
+IN_USE = N_(
+    "Linked connections use this registration. Make another one for another Application ID."
+)
+NO_NAME = N_("Give it a name by which people choose it.")
+
+
+class AnotherAccount(ValueError):
+    """The connection is linked with another account; the text is that account's address."""
+
+
+class StillUsed(ValueError):
+    """The registration is used by connections."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppValues:
+    """What somebody entered for a registration, before it is checked. A blank secret keeps the
+    stored one."""
+
+    name: str = ""
+    cloud: str
+    tenant: str
+    client_id: str
+    secret: str = ""
+    secret_expires_on: str = ""
+    """YYYY-MM-DD, or empty."""
+    remove_secret: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """Who signed in, as Microsoft told: by the ID token, and by `/me`."""
+
+    tenant_id: str
+    object_id: str
+    address: str
+    sign_in_name: str = ""
+    name: str = ""
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attached:
+    """What a finished link brought about."""
+
+    grant: Grant
+    mailbox: Mailbox
+    waiting: int
+    filled_from: bool
+    """From Email was empty or the site's default, and is the account's address now."""
+
+
+# ---- registrations ----
+
+
+def shared_apps(session: Session) -> list[OAuthApp]:
+    """The registrations that serve One-Click Setup, the oldest first."""
+    query = sa.select(OAuthApp).where(OAuthApp.connection_id.is_(None)).order_by(OAuthApp.id)
+    return list(session.scalars(query))
+
+
+def find_shared_app(session: Session, uid: str) -> OAuthApp | None:
+    """A shared registration by the id people see."""
+    return session.scalar(
+        sa.select(OAuthApp).where(OAuthApp.uid == uid, OAuthApp.connection_id.is_(None))
+    )
+
+
+def own_app(session: Session, connection: Connection | None) -> OAuthApp | None:
+    """The registration that a connection brings along."""
+    if connection is None:
+        return None
+    return session.scalar(sa.select(OAuthApp).where(OAuthApp.connection_id == connection.id))
+
+
+def shared_app_of(session: Session, connection: Connection | None) -> OAuthApp | None:
+    """The shared registration a connection uses with One-Click Setup: the chosen one, or the
+    only one there is."""
+    apps = shared_apps(session)
+    stored = (connection.settings if connection else {}).get(SLUG, {})
+    chosen = next((app for app in apps if app.uid == stored.get("shared_app")), None)
+    return chosen or (apps[0] if len(apps) == 1 else None)
+
+
+def app_in_use(session: Session, connection: Connection) -> OAuthApp | None:
+    """The registration that counts, by the connection's settings."""
+    if connection.settings.get(SLUG, {}).get("one_click", True):
+        return shared_app_of(session, connection)
+    return own_app(session, connection)
+
+
+def secret_of(app: OAuthApp, keyring: Keyring) -> str:
+    """The client secret, empty when there is none; raises SealError."""
+    if app.secret is None:
+        return ""
+    found = keyring.unseal("oauth-app", app_subject(app.uid), app.secret)
+    assert isinstance(found, str)
+    return found
+
+
+def app_subject(uid: str) -> str:
+    """What a registration's sealed secret is bound to."""
+    return f"oauth_app:{uid}"
+
+
+def is_complete(app: OAuthApp | None) -> bool:
+    """Whether people can be sent to sign in with it."""
+    return app is not None and bool(app.client_id) and app.secret is not None
+
+
+def save_app(
+    session: Session,
+    keyring: Keyring,
+    app: OAuthApp | None,
+    values: AppValues,
+    *,
+    clouds: Mapping[str, Cloud],
+    connection: Connection | None = None,
+    actor: str,
+    now: datetime,
+) -> OAuthApp:
+    """Check and store a registration: a shared one, or the own one of `connection`.
+
+    With another cloud, tenant or client id the stored secret is dropped, and so are the links: they
+    belong to the registration. A saved secret lets mail that waited for it go. Raises FieldErrors
+    by `name`, `cloud`, `tenant`, `client_id`, `client_secret` and `secret_expires_on`.
+    """
+    checked, expires_on = _checked(app, values, clouds, is_shared=connection is None, now=now)
+    is_new = app is None
+    if app is None:
+        app = OAuthApp(
+            uid=ids.short_id(),
+            connection_id=connection.id if connection else None,
+            created_at=now,
+            **checked,
+        )
+        session.add(app)
+    before = {} if is_new else _shown(app)
+    moved = not is_new and any(
+        getattr(app, name) != checked[name] for name in ("cloud", "tenant", "client_id")
+    )
+    if moved and connection is None and users_of(session, app):
+        raise FieldErrors({"client_id": IN_USE})
+    for name, value in checked.items():
+        setattr(app, name, value)
+    app.updated_at = now
+    secret_word = _save_secret(app, keyring, values, moved=moved, actor=actor, now=now)
+    app.secret_expires_on = expires_on if app.secret is not None else None
+    session.flush()
+    if moved:
+        _drop_links(session, app, now)
+    if secret_word == "changed":  # noqa: S105  (a word for the audit)
+        secret_stored(session, app, now)
+    changes: dict[str, Any] = {**audit.difference(before, _shown(app))}
+    if secret_word:
+        changes["secret"] = secret_word
+    if changes:
+        audit.record(
+            session,
+            at=now,
+            actor=actor,
+            action="registration created" if is_new else "registration changed",
+            object_kind="oauth_app",
+            object_id=app.uid,
+            site_id=connection.site_id if connection else None,
+            changes=changes,
+        )
+    return app
+
+
+def _checked(
+    app: OAuthApp | None,
+    values: AppValues,
+    clouds: Mapping[str, Cloud],
+    *,
+    is_shared: bool,
+    now: datetime,
+) -> tuple[dict[str, str], date | None]:
+    """What is stored as text, and the day on which the secret expires."""
+    errors: dict[str, str] = {}
+    name = values.name.strip()
+    try:
+        name = check_line(name, NAME_LENGTH)
+    except ValueError as error:
+        errors["name"] = str(error)
+    if is_shared and not name:
+        errors["name"] = NO_NAME
+    client_id, tenant = values.client_id.strip().lower(), values.tenant.strip().lower()
+    cloud = clouds.get(values.cloud)
+    if cloud is None:
+        errors["cloud"] = NO_CLOUD
+    if (client_id or is_shared) and not is_guid(client_id):
+        errors["client_id"] = NO_GUID
+    if sentence := _wrong_tenant(tenant, cloud, client_id):
+        errors["tenant"] = sentence
+    if sentence := _wrong_secret(values.secret.strip()):
+        errors["client_secret"] = sentence
+    expires_on = None
+    try:
+        expires_on = _day(values.secret_expires_on, now)
+    except ValueError as error:
+        # The date of a secret that is no longer used may be past; it then is the stored one.
+        stored = app.secret_expires_on.isoformat() if app and app.secret_expires_on else ""
+        if values.secret_expires_on.strip() == stored:
+            expires_on = app.secret_expires_on if app else None
+        else:
+            errors["secret_expires_on"] = str(error)
+    if errors:
+        raise FieldErrors(errors)
+    stored_as = {"name": name, "cloud": values.cloud, "tenant": tenant, "client_id": client_id}
+    return stored_as, expires_on
+
+
+def _wrong_tenant(tenant: str, cloud: Cloud | None, client_id: str) -> str:
+    if tenant in set(Segment):
+        personal = tenant in {Segment.COMMON, Segment.CONSUMERS}
+        return PERSONAL_ELSEWHERE if personal and cloud is not None and not cloud.personal else ""
+    if tenant and tenant == client_id:
+        return N_("This is the Application ID. The Directory (tenant) ID stands below it.")
+    return "" if is_guid(tenant) or _DOMAIN.match(tenant) else NO_TENANT
+
+
+def _wrong_secret(secret: str) -> str:
+    if is_guid(secret):
+        return SECRET_ID
+    if len(secret) > SECRET_LENGTH:
+        return TOO_LONG
+    return ""
+
+
+def _day(text: str, now: datetime) -> date | None:
+    """Raises ValueError with the sentence to show."""
+    if not text.strip():
+        return None
+    try:
+        day = date.fromisoformat(text.strip())
+    except ValueError as error:
+        raise ValueError(NO_DATE) from error
+    if day < now.date():
+        raise ValueError(LONG_GONE)
+    if day > now.date() + timedelta(days=732):
+        raise ValueError(TOO_FAR)
+    return day
+
+
+def _save_secret(
+    app: OAuthApp, keyring: Keyring, values: AppValues, *, moved: bool, actor: str, now: datetime
+) -> str:
+    """Returns the word for the audit: `changed`, `removed`, or none."""
+    secret = values.secret.strip()
+    if secret:
+        app.secret = keyring.seal("oauth-app", app_subject(app.uid), secret)
+        app.secret_set_at, app.secret_set_by = now, actor
+        return "changed"
+    if app.secret is not None and (values.remove_secret or moved):
+        app.secret, app.secret_set_at, app.secret_set_by = None, None, ""
+        return "removed"
+    return ""
+
+
+def _shown(app: OAuthApp) -> dict[str, Any]:
+    expires_on = app.secret_expires_on
+    return {
+        "name": app.name,
+        "cloud": app.cloud,
+        "tenant": app.tenant,
+        "client_id": app.client_id,
+        "secret_expires_on": expires_on.isoformat() if expires_on else "",
+    }
+
+
+def users_of(session: Session, app: OAuthApp) -> list[Connection]:
+    """The connections that are linked by a registration."""
+    query = (
+        sa.select(Connection)
+        .join(Link, Link.connection_id == Connection.id)
+        .where(Link.app_id == app.id)
+        .order_by(Connection.id)
+    )
+    return list(session.scalars(query))
+
+
+def remove_app(session: Session, app: OAuthApp, *, actor: str, now: datetime) -> None:
+    """Forget a shared registration that no connection is linked by; raises StillUsed."""
+    if users_of(session, app):
+        raise StillUsed(app.name)
+    audit.record(
+        session,
+        at=now,
+        actor=actor,
+        action="registration removed",
+        object_kind="oauth_app",
+        object_id=app.uid,
+        changes={"name": [app.name, None], "client_id": [app.client_id, None]},
+    )
+    session.delete(app)
+    session.flush()
+
+
+def secret_stored(session: Session, app: OAuthApp, now: datetime) -> None:
+    """A new secret: what was refused because of the old one is tried again."""
+    app.problem_code, app.problem_words, app.problem_since = "", "", None
+    grants = session.scalars(
+        sa.select(Grant).where(Grant.app_id == app.id, Grant.state == GrantState.LINKED)
+    ).all()
+    _try_again(session, grants, {Outcome.MISCONFIGURED.value}, now)
+
+
+def _try_again(
+    session: Session, grants: Collection[Grant], kinds: Collection[str], now: datetime
+) -> None:
+    """Let the lanes of these grants run, where they stand for one of these reasons."""
+    for connection in _connections_by(session, [grant.id for grant in grants]):
+        connection.version += 1  # what is on the network with the old ones is history
+        forget_health(connection)
+        connection.updated_at = now
+    session.flush()
+    _let_run(session, grants, kinds)
+
+
+def _let_run(session: Session, grants: Collection[Grant], kinds: Collection[str]) -> None:
+    """Unblock lanes that stand for one of these reasons; being asked to wait is none of them."""
+    mailboxes = {grant.mailbox_id for grant in grants}
+    lanes = session.scalars(
+        sa.select(Lane)
+        .join(Mailbox, Mailbox.lane_id == Lane.id)
+        .where(Mailbox.id.in_(mailboxes), Lane.blocked_kind.in_(kinds))
+        .order_by(Lane.id)
+        .with_for_update(key_share=True)
+    )
+    for lane in lanes:
+        replan.unblock(lane)
+
+
+def _connections_by(session: Session, grant_ids: Collection[int]) -> Sequence[Connection]:
+    query = sa.select(Connection).where(Connection.grant_id.in_(grant_ids)).order_by(Connection.id)
+    return session.scalars(query).all()
+
+
+# ---- links ----
+
+
+def lane_key(mailbox: Mailbox) -> str:
+    """The mailbox is what Microsoft limits, however many connections send by it."""
+    return f"microsoft:{mailbox.cloud}:{mailbox.tenant_id}:{mailbox.object_id}"
+
+
+def mailbox_of(session: Session, connection: Connection) -> Mailbox | None:
+    """The mailbox a connection is linked with, by the link in use."""
+    if connection.grant_id is None:
+        return None
+    return session.scalar(
+        sa.select(Mailbox)
+        .join(Grant, Grant.mailbox_id == Mailbox.id)
+        .where(Grant.id == connection.grant_id)
+    )
+
+
+def use_app(session: Session, site: Site, connection: Connection, now: datetime) -> int:
+    """After a save: use the link that belongs to the registration in use, if there is one.
+
+    Returns how many waiting mails it touched.
+    """
+    app = app_in_use(session, connection)
+    link = session.get(Link, (connection.id, app.id)) if app else None
+    grant = session.get(Grant, link.grant_id) if link else None
+    if grant is not None and grant.state == GrantState.REMOVED:
+        grant = None
+    connection.grant_id = grant.id if grant else None
+    session.flush()
+    mailbox = mailbox_of(session, connection)
+    if mailbox is None or grant is None:
+        return _off_its_lane(session, site, connection, now)
+    _let_run(session, [grant], STOPPED)
+    return _on_its_lane(session, site, connection, mailbox, now)
+
+
+def check_account(
+    session: Session, connection: Connection, app: OAuthApp, account: Account
+) -> None:
+    """Raise AnotherAccount when the connection is linked with somebody else by this app."""
+    linked = session.scalar(
+        sa.select(Mailbox)
+        .join(Grant, Grant.mailbox_id == Mailbox.id)
+        .join(Link, Link.grant_id == Grant.id)
+        .where(Link.connection_id == connection.id, Link.app_id == app.id)
+    )
+    if linked is None:
+        return
+    if (linked.tenant_id, linked.object_id) != (account.tenant_id, account.object_id):
+        raise AnotherAccount(linked.address)
+
+
+def attach(
+    session: Session,
+    keyring: Keyring,
+    site: Site,
+    connection: Connection,
+    app: OAuthApp,
+    account: Account,
+    *,
+    cache: str,
+    scopes: Sequence[str],
+    actor: str,
+    now: datetime,
+) -> Attached:
+    """Store a finished link, and let mail that waited for it go.
+
+    `cache` is MSAL's, as a text; `scopes` are without the cloud in front. Raises AnotherAccount.
+    """
+    check_account(session, connection, app, account)
+    mailbox = _mailbox(session, app.cloud, account, now)
+    grant = _grant(session, keyring, app, mailbox, cache, scopes, now)
+    link = session.get(Link, (connection.id, app.id))
+    if link is None:
+        link = Link(connection_id=connection.id, app_id=app.id, grant_id=grant.id, linked_at=now)
+        session.add(link)
+    link.grant_id, link.linked_at, link.linked_by = grant.id, now, actor
+    app.problem_code, app.problem_words, app.problem_since = "", "", None
+    connection.grant_id = grant.id
+    filled = _fill_from(site, connection, mailbox)
+    session.flush()
+    _try_again(session, [grant], STOPPED, now)
+    waiting = _on_its_lane(session, site, connection, mailbox, now)
+    audit.record(
+        session,
+        at=now,
+        actor=actor,
+        action="connection linked",
+        object_kind="connection",
+        object_id=connection.uid,
+        site_id=site.id,
+        changes={"account": [None, mailbox.address], "scopes": [None, " ".join(grant.scopes)]},
+    )
+    return Attached(grant=grant, mailbox=mailbox, waiting=waiting, filled_from=filled)
+
+
+def detach(
+    session: Session, site: Site, connection: Connection, *, actor: str, now: datetime
+) -> int:
+    """Remove the link in use. Tokens go once nobody uses them; other connections keep theirs.
+
+    Returns how many mails wait for the connection to be linked again.
+    """
+    app = app_in_use(session, connection)
+    link = session.get(Link, (connection.id, app.id)) if app else None
+    mailbox = mailbox_of(session, connection)
+    if link is not None:
+        session.delete(link)
+        session.flush()
+        _let_go(session, link.grant_id, now)
+    connection.grant_id = None
+    connection.version += 1
+    forget_health(connection)
+    connection.updated_at = now
+    session.flush()
+    waiting = _off_its_lane(session, site, connection, now)
+    audit.record(
+        session,
+        at=now,
+        actor=actor,
+        action="connection unlinked",
+        object_kind="connection",
+        object_id=connection.uid,
+        site_id=site.id,
+        changes={"account": [mailbox.address if mailbox else None, None]},
+    )
+    return waiting
+
+
+def next_renewal(now: datetime) -> datetime:
+    """When an idle grant is renewed: daily, and not all of them at once."""
+    return now + RENEW_EVERY - RENEW_SPREAD * random.random()  # noqa: S311
+
+
+def _mailbox(session: Session, cloud: str, account: Account, now: datetime) -> Mailbox:
+    found = session.scalar(
+        sa.select(Mailbox).where(
+            Mailbox.cloud == cloud,
+            Mailbox.tenant_id == account.tenant_id,
+            Mailbox.object_id == account.object_id,
+        )
+    )
+    if found is None:
+        found = Mailbox(
+            cloud=cloud,
+            tenant_id=account.tenant_id,
+            object_id=account.object_id,
+            created_at=now,
+        )
+        session.add(found)
+    found.address, found.sign_in_name = account.address, account.sign_in_name
+    found.name = account.name
+    found.addresses = list(dict.fromkeys([account.address, *account.addresses]))
+    found.updated_at = now
+    if found.lane_id is None:
+        key = lane_key(found)
+        lane = session.scalar(sa.select(Lane).where(Lane.key == key))
+        if lane is None:
+            lane = Lane(key=key, windows={}, **OutlookMailer.usual_limits)
+            session.add(lane)
+            session.flush()
+        found.lane_id = lane.id
+    session.flush()
+    return found
+
+
+def _grant(
+    session: Session,
+    keyring: Keyring,
+    app: OAuthApp,
+    mailbox: Mailbox,
+    cache: str,
+    scopes: Sequence[str],
+    now: datetime,
+) -> Grant:
+    found = session.scalar(
+        sa.select(Grant)
+        .where(Grant.app_id == app.id, Grant.mailbox_id == mailbox.id)
+        .with_for_update()
+    )
+    if found is None:
+        found = Grant(
+            app_id=app.id, mailbox_id=mailbox.id, version=0, state_since=now, renewed_at=now
+        )
+        found.renew_at = next_renewal(now)
+        session.add(found)
+        session.flush()
+    found.cache = keyring.seal("grant", grant_subject(found.id), cache)
+    found.scopes = list(scopes)
+    found.version += 1
+    found.lease_owner, found.lease_until = "", None
+    found.state, found.state_since = GrantState.LINKED, now
+    found.code, found.words = "", ""
+    found.renewed_at, found.renew_at = now, next_renewal(now)
+    session.flush()
+    return found
+
+
+def grant_subject(grant_id: int) -> str:
+    """What a grant's sealed cache is bound to."""
+    return f"grant:{grant_id}"
+
+
+def _fill_from(site: Site, connection: Connection, mailbox: Mailbox) -> bool:
+    """Send as the account unless somebody chose another address by hand."""
+    by_hand = connection.from_email.casefold() not in {"", site.admin_email.casefold()}
+    same = connection.from_email.casefold() == mailbox.address.casefold()
+    if by_hand or same:
+        return False
+    connection.from_email = mailbox.address
+    return True
+
+
+def _on_its_lane(
+    session: Session, site: Site, connection: Connection, mailbox: Mailbox, now: datetime
+) -> int:
+    touched = replan.connection_saved(
+        session, connection, lane_key=lane_key(mailbox), limits=None, now=now, unblocks=False
+    )
+    return touched + _moved_by_primary(session, site, connection, now)
+
+
+def _off_its_lane(session: Session, site: Site, connection: Connection, now: datetime) -> int:
+    waiting = replan.connection_unlinked(session, connection)
+    return waiting + _moved_by_primary(session, site, connection, now)
+
+
+def _moved_by_primary(session: Session, site: Site, connection: Connection, now: datetime) -> int:
+    if site.primary_connection_id != connection.id:
+        return 0
+    return replan.primary_changed(session, site, now)
+
+
+def _drop_links(session: Session, app: OAuthApp, now: datetime) -> None:
+    """The registration has become another one: what was linked by it is not linked any more."""
+    for connection in users_of(session, app):
+        link = session.get_one(Link, (connection.id, app.id))
+        session.delete(link)
+        session.flush()
+        _let_go(session, link.grant_id, now)
+        if connection.grant_id == link.grant_id:
+            connection.grant_id = None
+            connection.version += 1
+            forget_health(connection)
+            replan.connection_unlinked(session, connection)
+
+
+def _let_go(session: Session, grant_id: int, now: datetime) -> None:
+    """Forget the tokens of a grant that no connection uses any more."""
+    if session.scalar(sa.select(Link.connection_id).where(Link.grant_id == grant_id).limit(1)):
+        return
+    grant = session.get_one(Grant, grant_id)
+    grant.cache = None
+    grant.scopes = []
+    grant.version += 1
+    grant.lease_owner, grant.lease_until = "", None
+    grant.state, grant.state_since = GrantState.REMOVED, now
+    session.flush()
+
+
+# ---- refusals ----
+
+
+def note_refusal(
+    session: Session,
+    grant_id: int,
+    *,
+    kind: str,
+    code: str,
+    words: str,
+    now: datetime,
+) -> None:
+    """The provider refused to renew a grant: stop its lane, and say so on its connections.
+
+    `kind` is `needs-reauthorisation` (of the grant) or `misconfigured` (of the registration).
+    """
+    grant = session.get_one(Grant, grant_id)
+    for connection in _connections_by(session, [grant_id]):
+        if connection.health != kind:
+            connection.health, connection.health_since = Health(kind), now
+        connection.last_code, connection.last_words = code[:40], words
+    session.flush()
+    if kind == Outcome.MISCONFIGURED:
+        app = session.get_one(OAuthApp, grant.app_id)
+        app.problem_code, app.problem_words = code[:40], words
+        app.problem_since = app.problem_since or now
+    mailbox = session.get_one(Mailbox, grant.mailbox_id)
+    lane = session.get(Lane, mailbox.lane_id, with_for_update=True) if mailbox.lane_id else None
+    if lane is not None and not (lane.is_blocked and lane.blocked_until is None):
+        lane.is_blocked, lane.blocked_until, lane.blocked_since = True, None, now
+        lane.blocked_kind, lane.blocked_words = kind, words
+    session.flush()
