@@ -1,6 +1,6 @@
 """A ledger with sites, connections and mail, for the tests of everything that moves mail."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -136,11 +136,13 @@ class World:
             self.token = upkeep.take_over(connection, self.now)
         return self.token
 
-    def claim(self, lane: int, count: int = 1, after_site: int = 0) -> list[Claimed]:
-        """Claim what is due."""
+    def claim(
+        self, lane: int, count: int = 1, after_site: int = 0, most: Mapping[int, int] | None = None
+    ) -> list[Claimed]:
+        """Claim what is due; `most` is how many recipients a mail may have, by connection."""
         with self.db.write_connection() as connection:
             found, _ = queue.due_ids(connection, lane, count, after_site, self.now)
-            return queue.claim(connection, lane, found, {}, self.now)
+            return queue.claim(connection, lane, found, {}, self.now, most or {})
 
     def finish(self, claim: Claimed, result: Result | None = None) -> None:
         """Write down a result; none given is a success."""

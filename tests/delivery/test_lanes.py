@@ -56,7 +56,7 @@ def test_next_room_is_now_when_there_is_room() -> None:
 def test_a_pace_survives_being_stored() -> None:
     limits = Limits(per_minute=5, per_day=100)
     pace = Pace(limits, {})
-    pace.take(START, 5)
+    pace.take(START, 5, 5)
     again = Pace(limits, pace.stored())
     assert again.room(START) == 0
     assert again.next_room(START) == pace.next_room(START)
@@ -68,9 +68,39 @@ def test_a_lane_without_limits_has_endless_room() -> None:
 
 def test_what_a_failed_commit_took_can_be_given_back() -> None:
     pace = Pace(Limits(per_minute=5), {})
-    pace.take(START, 4)
-    pace.take(START, -4)
+    pace.take(START, 4, 4)
+    pace.take(START, -4, -4)
     assert pace.room(START) == 5
+
+
+def test_recipients_are_counted_beside_mails() -> None:
+    pace = Pace(Limits(per_minute=30, recipients_per_day=10), {})
+    assert pace.counts_recipients
+    assert pace.fit(START, [4, 4, 4]) == 2
+    pace.take(START, 2, 8)
+    assert pace.room(START) == 28
+    assert pace.fit(START, [2, 1]) == 1
+    assert pace.fit(START, [3]) == 0
+    soon = START + timedelta(hours=1)
+    pace.take(soon, 1, 2)
+    again = pace.next_room(soon, 8)
+    assert timedelta(hours=24) <= again - START <= timedelta(hours=24, minutes=15)
+    assert pace.fit(again, [8]) == 1
+    assert pace.next_room(soon, 9) > again
+
+
+def test_a_mail_larger_than_the_day_waits_for_an_empty_one() -> None:
+    pace = Pace(Limits(recipients_per_day=10), {})
+    assert pace.fit(START, [25, 1]) == 1
+    pace.take(START, 1, 1)
+    assert pace.fit(START, [25]) == 0
+    assert pace.fit(pace.next_room(START, 25), [25]) == 1
+
+
+def test_without_a_limit_any_number_of_recipients_fits() -> None:
+    pace = Pace(Limits(per_minute=30), {})
+    assert not pace.counts_recipients
+    assert pace.fit(START, [1000, 1000]) == 2
 
 
 def test_our_own_back_off_grows_and_ends_at_a_quarter_of_an_hour() -> None:

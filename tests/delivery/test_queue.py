@@ -418,3 +418,76 @@ def explain(world: World, statement: str, values: dict[str, object]) -> list[str
         rows = connection.execute(sa.text(f"EXPLAIN QUERY PLAN {statement}"), wanted).all()
     world.db.close()
     return [row.detail for row in rows]
+
+
+# ---- more recipients than one mail may name ----
+
+
+def test_many_recipients_go_out_in_several_mails(world: World) -> None:
+    site = world.a_site()
+    connection = world.a_connection(site)
+    lane, most = world.lane_of(connection), {connection: 2}
+    everybody = [f"r{number}@example.org" for number in range(5)]
+    queue_id = world.accept(site, *everybody)
+    named = []
+    for left in (3, 1, 0):
+        (claim,) = world.claim(lane, most=most)
+        assert claim.later == left
+        named.append([address for _, address in claim.recipients])
+        world.finish(claim)
+        assert world.message(queue_id).state == (State.DEFERRED if left else State.SENT)
+    assert named == [everybody[:2], everybody[2:4], everybody[4:]]
+    assert set(world.recipients(queue_id).values()) == {State.SENT}
+    assert not world.message(queue_id).maybe_twice
+    assert world.gaps() == 0
+
+
+def test_what_is_refused_for_some_does_not_keep_the_others_waiting(world: World) -> None:
+    site = world.a_site()
+    connection = world.a_connection(site)
+    lane, most = world.lane_of(connection), {connection: 1}
+    queue_id = world.accept(site, "a@example.org", "b@example.org")
+    world.finish(world.claim(lane, most=most)[0], Result(error=PermanentError("no")))
+    assert world.message(queue_id).due_at == world.now
+    world.finish(world.claim(lane, most=most)[0])
+    assert world.recipients(queue_id) == {
+        "a@example.org": State.FAILED,
+        "b@example.org": State.SENT,
+    }
+    assert world.message(queue_id).state == State.FAILED
+
+
+def test_a_delay_for_some_is_not_cut_short_by_the_others(world: World) -> None:
+    site = world.a_site()
+    connection = world.a_connection(site)
+    lane, most = world.lane_of(connection), {connection: 1}
+    queue_id = world.accept(site, "a@example.org", "b@example.org")
+    world.finish(world.claim(lane, most=most)[0], Result(error=TransientError("later")))
+    assert world.claim(lane, most=most) == []
+    due_at = world.message(queue_id).due_at
+    assert due_at is not None
+    assert due_at > world.now
+
+
+@pytest.mark.parametrize("after_unclear", list(AfterUnclear))
+def test_a_death_makes_only_those_unclear_that_were_tried(
+    world: World, after_unclear: AfterUnclear
+) -> None:
+    site = world.a_site(after_unclear=after_unclear)
+    connection = world.a_connection(site)
+    lane, most = world.lane_of(connection), {connection: 1}
+    queue_id = world.accept(site, "a@example.org", "b@example.org")
+    world.claim(lane, most=most)
+    world.take_over()
+    assert world.recipients(queue_id) == {
+        "a@example.org": State.UNCERTAIN,
+        "b@example.org": State.QUEUED,
+    }
+    twice = after_unclear == AfterUnclear.RATHER_TWICE
+    (claim,) = world.claim(lane)
+    expected = ["a@example.org", "b@example.org"] if twice else ["b@example.org"]
+    assert [address for _, address in claim.recipients] == expected
+    world.finish(claim)
+    assert world.message(queue_id).maybe_twice == twice
+    assert world.message(queue_id).state == (State.SENT if twice else State.UNCERTAIN)
+    assert world.gaps() == 0

@@ -31,6 +31,8 @@ class Claimed:
     """(position, address)."""
     others: Mapping[str, int]
     """How many of the message's other recipients are in which state."""
+    later: int = 0
+    """How many more are due, and come in an attempt of their own: one mail cannot name them all."""
     received: Mapping[str, Any]
     accepted_at: datetime
     expires_at: datetime
@@ -125,14 +127,20 @@ def blocks_lane(error: DeliveryError) -> bool:
     return error.kind in {FailureKind.NEEDS_REAUTHORISATION, FailureKind.MISCONFIGURED}
 
 
-def derive(steps: Iterable[Step], others: Mapping[str, int]) -> tuple[State, datetime | None]:
-    """A message's state and due time from its recipients'."""
+def derive(
+    steps: Iterable[Step], others: Mapping[str, int], *, later: datetime | None = None
+) -> tuple[State, datetime | None]:
+    """A message's state and due time from its recipients'; `later` is when those come that were
+    left for another attempt."""
     steps = list(steps)
     due = [step for step in steps if step.is_due]
     if due:
         when = [step.due_at for step in due if step.due_at is not None]
         only_unclear = all(step.state is State.UNCERTAIN for step in due)
-        return (State.UNCERTAIN if only_unclear else State.DEFERRED), min(when)
+        all_unclear = only_unclear and later is None
+        return (State.UNCERTAIN if all_unclear else State.DEFERRED), min(when)
+    if later is not None:
+        return State.DEFERRED, later
     states = {step.state.value for step in steps} | set(others)
     for state in (State.UNCERTAIN, State.FAILED):
         if state in states:

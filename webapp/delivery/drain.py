@@ -63,7 +63,8 @@ class Taken:
     """What one step claimed, until its commit is through."""
 
     claims: list[Claimed] = field(default_factory=list)
-    paces: list[tuple[LaneState, int]] = field(default_factory=list)
+    paces: list[tuple[LaneState, int, int]] = field(default_factory=list)
+    """Lane, mails, recipients."""
 
 
 _LANES_NOW = sa.select(Connection.id, Connection.lane_id).where(
@@ -129,8 +130,8 @@ class Drain:
                     self._claim(connection, taken, ended, now, look=look)
             jobs = [self._job(claim) for claim in taken.claims]
         except sa.exc.SQLAlchemyError:
-            for lane, count in taken.paces:
-                lane.pace.take(now, -count)
+            for lane, mails, recipients in taken.paces:
+                lane.pace.take(now, -mails, -recipients)
             self._unsure = True
             self._refresh_at = 0.0
             self._outcomes.forget()
@@ -238,17 +239,33 @@ class Drain:
             self._due.remove(lane.id)
             return 0
         self._open(connection, found)
+        most = self._most_recipients()
+        if lane.pace.counts_recipients:
+            due = queue.recipients_due(connection, found, most)
+            found = found[: lane.pace.fit(now, due)]
+            if not found:
+                lane.not_before = lane.pace.next_room(now, due[0])
+                return 0
         queue.fence(connection, [lane.id], self._token)
         names = {key: opened.name for key, opened in self._opened.items()}
-        claims = queue.claim(connection, lane.id, found, names, now)
+        claims = queue.claim(connection, lane.id, found, names, now, most)
         taken.claims.extend(claims)
         if lane.pace.windows:
-            lane.pace.take(now, len(claims))
-            taken.paces.append((lane, len(claims)))
+            recipients = sum(len(claim.recipients) for claim in claims)
+            lane.pace.take(now, len(claims), recipients)
+            taken.paces.append((lane, len(claims), recipients))
             connection.execute(
                 sa.update(Lane).where(Lane.id == lane.id).values(windows=lane.pace.stored())
             )
         return len(claims)
+
+    def _most_recipients(self) -> dict[int, int]:
+        """By connection, where a mailer has such a limit."""
+        return {
+            key: opened.mailer.max_recipients
+            for key, opened in self._opened.items()
+            if opened.mailer is not None and opened.mailer.max_recipients is not None
+        }
 
     def _refresh(self, connection: DbConnection) -> None:
         """Limits, blocks and settings are changed on pages; look at them once a second."""
@@ -268,6 +285,7 @@ class Drain:
             per_minute=row["per_minute"],
             per_hour=row["per_hour"],
             per_day=row["per_day"],
+            recipients_per_day=row["recipients_per_day"],
         )
         lane = self._lanes.get(row["id"])
         if lane is None:

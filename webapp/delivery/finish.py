@@ -117,7 +117,8 @@ def _message_values(
     item: Finished, steps: Mapping[int, Step], lanes: Mapping[int, int | None]
 ) -> dict[str, Any]:
     claim, result = item.claim, item.result
-    state, due_at = derive(steps.values(), claim.others)
+    later = item.finished_at if claim.later else None
+    state, due_at = derive(steps.values(), claim.others, later=later)
     errors = [error for error in (result.error, *result.refused.values()) if error is not None]
     errors.sort(key=lambda error: error.kind is not FailureKind.PERMANENT)
     counted = any(

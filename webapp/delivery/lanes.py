@@ -5,7 +5,7 @@ stretch begins: it counts in small parts and looks back one part further than th
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -45,9 +45,9 @@ class Window:
         index = self._index(now)
         self.counts[index] = self.counts.get(index, 0) + count
 
-    def next_room(self, now: datetime) -> datetime:
-        """The first moment with room for one; `now` when there is room already."""
-        excess = self.limit - 1 - (self.limit - self.room(now))
+    def next_room(self, now: datetime, count: int = 1) -> datetime:
+        """The first moment with room for so many, or for all there can be; `now` when there is."""
+        excess = self.room(now) - min(count, self.limit)
         for index in sorted(self.counts):
             if excess >= 0:
                 break
@@ -70,15 +70,17 @@ def _at(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+RECIPIENTS = "recipients"
 SPANS = {
     "minute": (timedelta(minutes=1), 60),
     "hour": (timedelta(hours=1), 60),
     "day": (timedelta(days=1), 96),
+    RECIPIENTS: (timedelta(days=1), 96),
 }
 
 
 class Pace:
-    """All windows of one lane."""
+    """All windows of one lane. One of them counts recipients, the others count mails."""
 
     def __init__(self, limits: Limits, stored: Mapping[str, Mapping[str, int]]) -> None:
         self.limits = limits
@@ -87,6 +89,7 @@ class Pace:
             "minute": limits.per_minute,
             "hour": limits.per_hour,
             "day": limits.per_day,
+            RECIPIENTS: limits.recipients_per_day,
         }
         for name, limit in named.items():
             if limit is None:
@@ -95,18 +98,51 @@ class Pace:
             counts = {int(index): count for index, count in stored.get(name, {}).items()}
             self.windows[name] = Window(limit, span, parts, counts)
 
+    @property
+    def counts_recipients(self) -> bool:
+        """Whether `fit` has something to say."""
+        return RECIPIENTS in self.windows
+
     def room(self, now: datetime) -> int | None:
         """How many mails may start now; None is unlimited."""
-        return min((window.room(now) for window in self.windows.values()), default=None)
+        return min((window.room(now) for window in self._of_mails()), default=None)
 
-    def take(self, now: datetime, count: int) -> None:
-        """Count mails that start now."""
-        for window in self.windows.values():
-            window.take(now, count)
+    def fit(self, now: datetime, recipients: Sequence[int]) -> int:
+        """How many of these mails may start, in their order; each is given by its recipients.
 
-    def next_room(self, now: datetime) -> datetime:
-        """When the next mail may start."""
-        return max((window.next_room(now) for window in self.windows.values()), default=now)
+        A mail with more of them than the limit starts once nothing else counts any more.
+        """
+        window = self.windows.get(RECIPIENTS)
+        if window is None:
+            return len(recipients)
+        room = window.room(now)
+        if recipients and recipients[0] > room == window.limit:
+            return 1
+        fitting = 0
+        for count in recipients:
+            room -= count
+            if room < 0:
+                break
+            fitting += 1
+        return fitting
+
+    def take(self, now: datetime, mails: int, recipients: int) -> None:
+        """Count what starts now."""
+        for name, window in self.windows.items():
+            window.take(now, recipients if name == RECIPIENTS else mails)
+
+    def next_room(self, now: datetime, recipients: int = 1) -> datetime:
+        """When the next mail may start, if it has so many recipients."""
+        return max(
+            (
+                window.next_room(now, recipients if name == RECIPIENTS else 1)
+                for name, window in self.windows.items()
+            ),
+            default=now,
+        )
+
+    def _of_mails(self) -> Iterator[Window]:
+        return (window for name, window in self.windows.items() if name != RECIPIENTS)
 
     def stored(self) -> dict[str, dict[str, int]]:
         """The counts as they stand in `lane.windows`."""

@@ -15,6 +15,11 @@ from webapp.delivery.decide import Claimed
 from webapp.delivery.models import Attempt, Lane, Message, Outcome, Recipient, State
 from webapp.sites.models import Site
 
+NO_LIMITS: Mapping[int, int] = {}
+MANY = 1_000_000
+LAST_TRIED = "last"
+"""In the details of a started attempt: the position of its last recipient, if more are due."""
+
 
 class LaneLost(Exception):
     """Another worker has taken over; nothing of this transaction may stay."""
@@ -190,14 +195,37 @@ def _ids_of(
     return list(connection.execute(_DUE_MESSAGES, values).scalars())
 
 
+def recipients_due(
+    connection: Connection, ids: Sequence[int], most: Mapping[int, int]
+) -> list[int]:
+    """How many recipients the next attempt of each of these messages has."""
+    counted = sa.select(
+        Message.id,
+        Message.connection_id,
+        sa.select(sa.func.count())
+        .where(Recipient.message_id == Message.id, Recipient.is_due)
+        .scalar_subquery()
+        .label("due"),
+    ).where(Message.id.in_(ids))
+    found = {
+        row.id: min(row.due, most.get(row.connection_id, MANY))
+        for row in connection.execute(counted)
+    }
+    return [found.get(id_, 0) for id_ in ids]
+
+
 def claim(
     connection: Connection,
     lane_id: int,
     ids: Sequence[int],
     names: Mapping[int, str],
     now: datetime,
+    most: Mapping[int, int] = NO_LIMITS,
 ) -> list[Claimed]:
-    """Make these messages ours and note the attempts as started. `names` is by connection key."""
+    """Make these messages ours and note the attempts as started.
+
+    By connection key: `names`, and how many recipients one mail may have at `most`.
+    """
     if not ids:
         return []
     ours = set(connection.execute(_CLAIM, {"ids": ids, "lane": lane_id, "now": now}).scalars())
@@ -220,7 +248,8 @@ def claim(
             connection_id=row.connection_id,
             number=row.attempts,
             mail_from=row.mail_from,
-            recipients=tuple(tried.get(row.id, ())),
+            recipients=tuple(tried.get(row.id, ())[: most.get(row.connection_id)]),
+            later=len(tried.get(row.id, ())[most.get(row.connection_id) or MANY :]),
             others=others.get(row.id, {}),
             received=row.received,
             accepted_at=row.accepted_at,
@@ -244,7 +273,7 @@ def claim(
                 "code": "",
                 "words": "",
                 "remote_id": "",
-                "details": {},
+                "details": {LAST_TRIED: claim.recipients[-1][0]} if claim.later else {},
                 "started_at": now,
             }
             for claim in claims

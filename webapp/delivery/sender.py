@@ -141,7 +141,7 @@ class Sender:
                 version=job.opened.version,
                 refused=_by_position(job.claim, error.refused),
                 sent_from=outgoing.from_email,
-                details=details,
+                details=details | _said(error.log),
             )
         except BaseException:
             conversation.close()
@@ -154,7 +154,7 @@ class Sender:
             code=receipt.code,
             words=receipt.words,
             sent_from=outgoing.from_email,
-            details=details,
+            details=details | _said(receipt.log),
         )
 
     def _content(self, message_id: int) -> bytes | None:
@@ -191,6 +191,11 @@ def _by_position(claim: Claimed, refused: Mapping[str, DeliveryError]) -> dict[i
     return {
         position: refused[address] for position, address in claim.recipients if address in refused
     }
+
+
+def _said(lines: tuple[str, ...]) -> dict[str, Any]:
+    """What was said, as it stands in the details of an attempt."""
+    return {"log": list(lines)} if lines else {}
 
 
 def _details(outgoing: Outgoing) -> dict[str, Any]:

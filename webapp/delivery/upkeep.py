@@ -22,6 +22,7 @@ from webapp.delivery.models import (
     State,
     is_in,
 )
+from webapp.delivery.queue import LAST_TRIED
 from webapp.delivery.tally import add_tally
 from webapp.sites.models import AfterUnclear, Mode, Site
 
@@ -89,11 +90,16 @@ def _raise_token(connection: Connection) -> int:
 def _settle_lost(connection: Connection, row: Any, now: datetime) -> None:
     """An attempt was started, and nobody knows how it ended."""
     again = row.unclear == 0 and row.after_unclear == AfterUnclear.RATHER_TWICE
+    tried = [Recipient.message_id == row.id, Recipient.is_due.is_(sa.true())]
+    last = _last_tried(connection, row)
+    if last is not None:
+        tried.append(Recipient.position <= last)
     connection.execute(
         sa.update(Recipient)
-        .where(Recipient.message_id == row.id, Recipient.is_due.is_(sa.true()))
+        .where(*tried)
         .values(state=State.UNCERTAIN, is_due=again, attempt=row.attempts)
     )
+    goes_on = again or last is not None
     connection.execute(
         sa.update(Attempt)
         .where(Attempt.message_id == row.id, Attempt.outcome == Outcome.STARTED)
@@ -103,18 +109,28 @@ def _settle_lost(connection: Connection, row: Any, now: datetime) -> None:
         sa.update(Message)
         .where(Message.id == row.id)
         .values(
-            state=State.UNCERTAIN,
+            state=State.UNCERTAIN if last is None else State.DEFERRED,
             unclear=row.unclear + 1,
             lane_id=sa.func.coalesce(_LANE_BY_NOW, Message.lane_id),
-            due_at=now if again else None,
-            finished_at=None if again else now,
+            due_at=now if goes_on else None,
+            finished_at=None if goes_on else now,
             last_code="",
             last_words="",
         )
     )
-    if not again:
+    if not goes_on:
         key = (row.site_id, row.connection_id, State.UNCERTAIN.value)
         add_tally(connection, Counter({key: 1}), now)
+
+
+def _last_tried(connection: Connection, row: Any) -> int | None:
+    """The position up to which recipients were tried; None when it was all that are due."""
+    details = connection.scalar(
+        sa.select(Attempt.details).where(
+            Attempt.message_id == row.id, Attempt.number == row.attempts
+        )
+    )
+    return (details or {}).get(LAST_TRIED)
 
 
 def reconcile(connection: Connection, in_flight: Iterable[int], now: datetime) -> int:
