@@ -143,9 +143,9 @@ class Bench:
         )
         for begin in range(0, count, GROUP):
             size = min(GROUP, count - begin)
-            with self.installation.db.write_connection() as connection:
+            with self.installation.db.write_driver() as driver:
                 group = [replace(prepared, queue_id=ids.queue_id(self.now)) for _ in range(size)]
-                store(connection, group, self.now)
+                store(driver, group, self.now)
 
     def close(self) -> None:
         """Stop what was started."""

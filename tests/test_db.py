@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from webapp import schema
-from webapp.db import Database, UTCDateTime, WriteLock, insert_rows
+from webapp.db import Database, UTCDateTime, WriteLock
 from webapp.delivery.models import Heartbeat, Setting
 
 
@@ -80,13 +80,37 @@ def test_times_come_back_aware_and_naive_ones_are_refused(db: Database) -> None:
 def test_rows_inserted_at_the_drivers_speed_read_like_any_other(db: Database) -> None:
     at = datetime(2026, 11, 23, 14, 0, 0, 123456, tzinfo=UTC)
     row = {"name": "x'\"", "part": Part.DELIVER, "beat_at": at, "details": {"ü": [1, None]}}
-    with db.write_connection() as connection:
-        insert_rows(connection, "heartbeat", [row, row | {"name": "y", "beat_at": at}])
+    with db.write_driver() as driver:
+        driver.insert("heartbeat", [row, row | {"name": "y", "beat_at": at}])
+        assert driver.rows("SELECT count(*) FROM heartbeat WHERE name = ?", "y") == [(1,)]
     with db.read() as session:
         found = session.scalars(sa.select(Heartbeat).order_by(Heartbeat.name)).first()
     assert found is not None
     assert (found.name, found.part, found.beat_at) == ("x'\"", "deliver", at)
     assert found.details == {"ü": [1, None]}
+
+
+def test_a_unit_of_work_at_the_drivers_speed_is_all_or_nothing(db: Database) -> None:
+    row = {"name": "x", "part": "deliver", "beat_at": datetime.now(UTC), "details": {}}
+
+    def twice() -> None:
+        with db.write_driver() as driver:
+            driver.insert("heartbeat", [row])
+            driver.insert("heartbeat", [row])
+
+    def with_a_mistake_of_ours() -> None:
+        with db.write_driver() as driver:
+            driver.insert("heartbeat", [row])
+            raise ValueError("ours")
+
+    with pytest.raises(sa.exc.IntegrityError):
+        twice()
+    with pytest.raises(ValueError, match="ours"):
+        with_a_mistake_of_ours()
+    with db.write_driver() as driver:
+        driver.insert("heartbeat", [row])
+    with db.read() as session:
+        assert len(session.scalars(sa.select(Heartbeat)).all()) == 1
 
 
 def test_every_connection_is_durable(db: Database) -> None:

@@ -127,8 +127,8 @@ class World:
             )
             for to in recipients
         ]
-        with self.db.write_connection() as connection:
-            return store(connection, group, self.now)
+        with self.db.write_driver() as driver:
+            return store(driver, group, self.now)
 
     def take_over(self) -> int:
         """Become the owner."""

@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -120,6 +120,61 @@ class WriteLock:
                 os.close(descriptor)
 
 
+PLAIN = (str, int, bytes, bool, float, type(None))
+
+
+class Driver:
+    """A unit of work at the driver's own speed: statements with `?` for values, rows as they come.
+
+    For the paths that every mail takes. Column defaults of the models do not apply.
+    """
+
+    def __init__(self, connection: Any, *, is_sqlite: bool) -> None:
+        self._cursor = connection.cursor()
+        self.is_sqlite = is_sqlite
+
+    def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        """What a statement returns."""
+        self._cursor.execute(self._spelled(statement), values)
+        found: list[tuple[Any, ...]] = self._cursor.fetchall()
+        return found
+
+    def many(self, statement: str, values: Sequence[tuple[Any, ...]]) -> None:
+        """One statement, with many rows of values."""
+        self._cursor.executemany(self._spelled(statement), values)
+
+    def insert(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows of the same columns; every column without a default in the database is in them."""
+        names = tuple(rows[0])
+        marks = ", ".join("?" * len(names))
+        statement = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
+        self.many(statement, [self._plain(row) for row in rows])
+
+    def _spelled(self, statement: str) -> str:
+        return statement if self.is_sqlite else statement.replace("?", "%s")
+
+    def _plain(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Values as the driver takes them, and as the column types above store them."""
+        return tuple(
+            value if type(value) in PLAIN else _plain(value, self.is_sqlite)
+            for value in row.values()
+        )
+
+
+def _plain(value: Any, sqlite: bool) -> Any:
+    if isinstance(value, datetime):
+        return _stamp(value) if sqlite else value
+    if isinstance(value, Enum):
+        return value.value
+    return json.dumps(value)
+
+
+@lru_cache(maxsize=256)
+def _stamp(value: datetime) -> str:
+    """As SQLAlchemy stores it; the mails of one commit share theirs."""
+    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
+
+
 class Database:
     """Engines for reading and for writing, and the clock that belongs to the database."""
 
@@ -147,9 +202,38 @@ class Database:
 
     @contextmanager
     def write_connection(self) -> Iterator[Connection]:
-        """The same without the ORM, for the paths that count."""
+        """The same without the ORM."""
         with self.hold(), self.writer.begin() as connection:
             yield connection
+
+    @contextmanager
+    def write_driver(self) -> Iterator[Driver]:
+        """The same without SQLAlchemy. Raises its errors all the same."""
+        with self.hold():
+            pool = self.writer.raw_connection()
+            try:
+                driver = Driver(pool, is_sqlite=self.is_sqlite)
+                if self.is_sqlite:
+                    driver.rows("BEGIN IMMEDIATE")
+                yield driver
+                pool.commit()
+            except self.writer.dialect.loaded_dbapi.Error as error:
+                self._give_up(pool, error)
+                raise sa.exc.DBAPIError.instance(
+                    None, None, error, self.writer.dialect.loaded_dbapi.Error
+                ) from error
+            except BaseException:
+                pool.rollback()
+                raise
+            finally:
+                pool.close()
+
+    def _give_up(self, pool: Any, error: Exception) -> None:
+        """Roll back, and let go of a connection that cannot even do that."""
+        try:
+            pool.rollback()
+        except self.writer.dialect.loaded_dbapi.Error:
+            pool.invalidate(error)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -205,44 +289,6 @@ class Database:
         self.writer.dispose()
         if self._lock is not None:
             self._lock.close()
-
-
-PLAIN = (str, int, bytes, bool, float, type(None))
-
-
-def plain_values(connection: Connection, row: Iterable[Any]) -> tuple[Any, ...]:
-    """A row's values as the driver takes them, and as the column types above store them."""
-    sqlite = connection.dialect.name == "sqlite"
-    return tuple(value if type(value) in PLAIN else _plain(value, sqlite) for value in row)
-
-
-def _plain(value: Any, sqlite: bool) -> Any:
-    if isinstance(value, datetime):
-        return _stamp(value) if sqlite else value
-    if isinstance(value, Enum):
-        return value.value
-    return json.dumps(value)
-
-
-@lru_cache(maxsize=256)
-def _stamp(value: datetime) -> str:
-    """As SQLAlchemy stores it; the mails of one commit share theirs."""
-    return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}"
-
-
-def insert_rows(connection: Connection, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows of the same columns at the driver's own speed, for the paths that count.
-
-    Column defaults of the models do not apply: every column that has no default in the database
-    must be in the rows.
-    """
-    names = tuple(rows[0])
-    mark = "?" if connection.dialect.name == "sqlite" else "%s"
-    statement = (
-        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join([mark] * len(names))})"  # noqa: S608
-    )
-    values = [plain_values(connection, row.values()) for row in rows]
-    connection.exec_driver_sql(statement, values)
 
 
 def _sqlite_engine(url: URL, *, reading: bool, pool_size: int) -> Engine:

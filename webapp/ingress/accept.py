@@ -19,10 +19,9 @@ from typing import Any
 
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.engine import Connection
 
 from webapp import ids
-from webapp.db import Database, insert_rows, utcnow
+from webapp.db import Database, Driver, utcnow
 from webapp.delivery.models import Message, Source, State
 from webapp.delivery.wake import Waker
 from webapp.mime.facts import Facts, facts_of
@@ -109,10 +108,10 @@ def prepare(submission: Submission) -> Prepared:
     )
 
 
-def store(connection: Connection, group: Sequence[Prepared], now: datetime) -> list[Accepted]:
+def store(driver: Driver, group: Sequence[Prepared], now: datetime) -> list[Accepted]:
     """Write a group of mails; they are ours once the caller has committed."""
-    routes = _routes(connection, {item.submission.site_id for item in group})
-    first_id = _reserve_ids(connection, len(group))
+    routes = _routes(driver, {item.submission.site_id for item in group})
+    first_id = _reserve_ids(driver, len(group))
     messages, contents, recipients, searches = [], [], [], []
     counts: Counter[tuple[int, str]] = Counter()
     accepted = []
@@ -123,16 +122,16 @@ def store(connection: Connection, group: Sequence[Prepared], now: datetime) -> l
         messages.append(row)
         contents.append({"message_id": message_id, "raw": item.compressed})
         recipients.extend(_recipient_rows(message_id, item.submission, decision))
-        searches.append(_search_row(connection, message_id, site_id, item.words))
+        searches.append(_search_row(driver, message_id, site_id, item.words))
         counts[site_id, "accepted"] += 1
         if decision.blocked:
             counts[site_id, State.BLOCKED] += 1
         accepted.append(Accepted(queue_id=row["queue_id"], state=State(row["state"])))
     hour = now.replace(minute=0, second=0, microsecond=0)
-    insert_rows(connection, "message", messages)
-    insert_rows(connection, "content", contents)
-    insert_rows(connection, "recipient", recipients)
-    connection.exec_driver_sql(_INSERT_SEARCH[connection.dialect.name], searches)
+    driver.insert("message", messages)
+    driver.insert("content", contents)
+    driver.insert("recipient", recipients)
+    driver.many(_INSERT_SEARCH_SQLITE if driver.is_sqlite else _INSERT_SEARCH, searches)
     tallied = [
         {
             "site_id": site_id,
@@ -143,25 +142,20 @@ def store(connection: Connection, group: Sequence[Prepared], now: datetime) -> l
         }
         for (site_id, outcome), count in sorted(counts.items())
     ]
-    insert_rows(connection, "tally", tallied)
+    driver.insert("tally", tallied)
     return accepted
 
 
-_INSERT_SEARCH = {
-    "sqlite": "INSERT INTO message_search (rowid, site, words) VALUES (?, ?, ?)",
-    "postgresql": (
-        "INSERT INTO message_search (message_id, words) VALUES (%s, CAST(%s AS tsvector))"
-    ),
-}
+_INSERT_SEARCH_SQLITE = "INSERT INTO message_search (rowid, site, words) VALUES (?, ?, ?)"
+_INSERT_SEARCH = "INSERT INTO message_search (message_id, words) VALUES (?, CAST(? AS tsvector))"
 _ROUTES = (
     "SELECT site.id, site.mode, site.retry_hours, connection.id, connection.lane_id FROM site "
     "LEFT JOIN connection ON connection.id = site.primary_connection_id WHERE site.id IN "
 )
 
 
-def _routes(connection: Connection, site_ids: set[int]) -> dict[int, SiteRoute]:
-    mark = "?" if connection.dialect.name == "sqlite" else "%s"
-    statement = f"{_ROUTES}({', '.join([mark] * len(site_ids))})"
+def _routes(driver: Driver, site_ids: set[int]) -> dict[int, SiteRoute]:
+    statement = f"{_ROUTES}({', '.join('?' * len(site_ids))})"
     return {
         site_id: SiteRoute(
             site_id=site_id,
@@ -170,9 +164,7 @@ def _routes(connection: Connection, site_ids: set[int]) -> dict[int, SiteRoute]:
             connection_id=connection_id if lane_id is not None else None,
             lane_id=lane_id,
         )
-        for site_id, mode, retry_hours, connection_id, lane_id in connection.exec_driver_sql(
-            statement, tuple(site_ids)
-        )
+        for site_id, mode, retry_hours, connection_id, lane_id in driver.rows(statement, *site_ids)
     }
 
 
@@ -182,15 +174,13 @@ def _pinned(decision: Plan, pinned: Pinned | None) -> Plan:
     return Plan(connection_id=pinned.connection_id, lane_id=pinned.lane_id, why={"code": "test"})
 
 
-def _reserve_ids(connection: Connection, count: int) -> Sequence[int]:
+def _reserve_ids(driver: Driver, count: int) -> Sequence[int]:
     """Keys for `count` messages; on SQLite the write lock is ours, so the next ones are free."""
-    if connection.dialect.name == "sqlite":
-        last = connection.exec_driver_sql("SELECT max(id) FROM message").scalar() or 0
+    if driver.is_sqlite:
+        last = driver.rows("SELECT max(id) FROM message")[0][0] or 0
         return range(last + 1, last + 1 + count)
-    found = connection.exec_driver_sql(
-        "SELECT nextval('message_id_seq') FROM generate_series(1, %(count)s)", {"count": count}
-    )
-    return found.scalars().all()
+    reserved = driver.rows("SELECT nextval('message_id_seq') FROM generate_series(1, ?)", count)
+    return [row[0] for row in reserved]
 
 
 def _message_row(
@@ -250,9 +240,9 @@ def _recipient_rows(
 
 
 def _search_row(
-    connection: Connection, message_id: int, site_id: int, words: Sequence[str]
+    driver: Driver, message_id: int, site_id: int, words: Sequence[str]
 ) -> tuple[Any, ...]:
-    if connection.dialect.name == "sqlite":
+    if driver.is_sqlite:
         return message_id, f"s{site_id}", " ".join(words)
     return message_id, tsvector_literal(words)
 
@@ -381,8 +371,8 @@ class Acceptor:
 
     def _commit(self, group: list[Prepared]) -> list[Accepted]:
         now = self._db.now()
-        with self._db.write_connection() as connection:
-            accepted = store(connection, group, now)
+        with self._db.write_driver() as driver:
+            accepted = store(driver, group, now)
         self._waker.wake()
         return accepted
 

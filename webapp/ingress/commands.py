@@ -67,8 +67,8 @@ def _queue(raw: bytes, recipients: tuple[str, ...], sender: str, slug: str | Non
     )
     try:
         prepared = prepare(submission)
-        with db.write_connection() as connection:
-            accepted = store(connection, [prepared], db.now())[0]
+        with db.write_driver() as driver:
+            accepted = store(driver, [prepared], db.now())[0]
     except NotAccepted as refusal:
         _refuse(refusal.reply, DATA)
     except sa.exc.DBAPIError as error:
