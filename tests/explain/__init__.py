@@ -1,0 +1,1 @@
+"""Explanations: the texts, and how one is chosen."""
