@@ -55,6 +55,8 @@ def test_placeholders_are_among_those_that_pages_fill(explanation: Explanation) 
     for sentence in explanation.sentences:
         assert set(re.findall(r"%\((\w+)\)", sentence)) <= PLACEHOLDERS
         assert "%(" not in sentence % values_for({})
+        # General words in its place would make the sentence begin with a small letter.
+        assert not sentence.startswith("%(")
 
 
 @every_explanation

@@ -107,8 +107,9 @@ def mailboxes() -> Iterator[Explanation]:
         key="no-mailbox",
         title=N_("The account has no mailbox at Microsoft"),
         cause=N_(
-            "%(account)s has no Exchange Online mailbox: no license for it, a guest account, a "
-            "deleted mailbox, or one on a server of the organization."
+            "Exchange Online has no mailbox for %(account)s: no license for it, a "
+            "guest account, a deleted mailbox, or one on a server of the "
+            "organization."
         ),
         who=at_microsoft(
             you=N_("can link another account that has a mailbox."),
@@ -147,7 +148,9 @@ def mailboxes() -> Iterator[Explanation]:
     yield Explanation(
         key="mailbox-full",
         title=N_("The mailbox is full"),
-        cause=N_("%(account)s has no room for the copy in Sent Items, so Microsoft takes no mail."),
+        cause=N_(
+            "No room is left for the copy in Sent Items of %(account)s, so Microsoft takes no mail."
+        ),
         who=at_microsoft(
             you=N_("can make room in the mailbox; waiting mail then leaves by itself."),
             admin=N_("can give the mailbox more room, or an archive."),

@@ -101,9 +101,9 @@ FALLBACKS: Mapping[str, str] = {
     "from_email": N_("the From Email"),
     "tenant": N_("your organization"),
     "app_name": N_("your app"),
-    "client_id": N_("the Application ID in the settings of the connection"),
+    "client_id": N_("see the settings of the connection"),
     "host": N_("the mail server"),
-    "port": N_("the port in the settings"),
+    "port": N_("(see the settings)"),
     "limit": N_("the limit of the mailbox"),
     "until": N_("as soon as it can succeed"),
 }

@@ -95,7 +95,10 @@ def server_access() -> Iterator[Explanation]:
     yield Explanation(
         key="host-unknown",
         title=N_("The name of the server was not found"),
-        cause=N_("%(host)s is not known: a typing error, or the name service does not answer."),
+        cause=N_(
+            "The name service does not know %(host)s, or does not answer. Often it "
+            "is a typing error."
+        ),
         who=NETWORK,
         steps=(
             Step(
@@ -115,7 +118,7 @@ def server_access() -> Iterator[Explanation]:
     yield Explanation(
         key="no-connection",
         title=N_("The server cannot be reached"),
-        cause=N_("%(host)s takes no connection on port %(port)s with this encryption."),
+        cause=N_("No connection comes about to %(host)s on port %(port)s with this encryption."),
         who=NETWORK,
         steps=(CHECK_HOST, FIREWALL, TEST),
         retry=True,
@@ -160,7 +163,7 @@ def server_access() -> Iterator[Explanation]:
     yield Explanation(
         key="login-refused",
         title=N_("The server refused username or password"),
-        cause=N_("%(host)s does not accept this login. Mail that uses it waits for a new one."),
+        cause=N_("This login is not accepted by %(host)s. Mail that uses it waits for a new one."),
         who=SETTINGS,
         steps=(
             CHECK_LOGIN,
@@ -171,7 +174,7 @@ def server_access() -> Iterator[Explanation]:
     yield Explanation(
         key="login-needed",
         title=N_("The server wants a sign-in"),
-        cause=N_("%(host)s takes mail only from senders that sign in, and Authentication is off."),
+        cause=N_("Only those who sign in may send through %(host)s, and Authentication is off."),
         who=SETTINGS,
         steps=(
             Step(
@@ -184,7 +187,7 @@ def server_access() -> Iterator[Explanation]:
     yield Explanation(
         key="slow-down",
         title=N_("The server asks to slow down"),
-        cause=N_("%(host)s takes no more mail for now. Nothing is lost: the mail waits."),
+        cause=N_("No more mail is taken by %(host)s for now. Nothing is lost: the mail waits."),
         who=at_a_server(
             you=N_("can lower the rate in the settings, if it happens often."),
             provider=N_("can tell you its limits, and raise them."),
@@ -201,7 +204,9 @@ def server_access() -> Iterator[Explanation]:
     yield Explanation(
         key="no-answer",
         title=N_("The server did not answer in time"),
-        cause=N_("%(host)s was silent for too long. Nothing was sent; the mail is kept."),
+        cause=N_(
+            "There was no answer from %(host)s for too long. Nothing was sent; the mail is kept."
+        ),
         who=NETWORK,
         steps=(CHECK_HOST, FIREWALL, RETRIES),
         retry=True,
@@ -209,7 +214,9 @@ def server_access() -> Iterator[Explanation]:
     yield Explanation(
         key="connection-lost",
         title=N_("The connection broke off"),
-        cause=N_("%(host)s hung up before the mail was handed over. The mail is kept."),
+        cause=N_(
+            "The connection to %(host)s ended before the mail was handed over. The mail is kept."
+        ),
         who=NETWORK,
         steps=(CHECK_HOST, RETRIES),
         retry=True,
@@ -231,7 +238,7 @@ def server_access() -> Iterator[Explanation]:
     yield Explanation(
         key="no-mail-server",
         title=N_("What answered is not a mail server"),
-        cause=N_("%(host)s answers on port %(port)s, but not as a mail server does."),
+        cause=N_("Something answers at %(host)s on port %(port)s, but not as a mail server does."),
         who=SETTINGS,
         steps=(CHECK_HOST, FIREWALL, TEST),
     )
@@ -254,7 +261,7 @@ def server_mails() -> Iterator[Explanation]:
     yield Explanation(
         key="sender-refused",
         title=N_("The server refused the sender"),
-        cause=N_("%(host)s does not let this login send as %(from_email)s."),
+        cause=N_("This login may not send as %(from_email)s through %(host)s."),
         who=SETTINGS,
         steps=(
             Step(
@@ -278,7 +285,9 @@ def server_mails() -> Iterator[Explanation]:
     yield Explanation(
         key="too-many-recipients",
         title=N_("Too many recipients at once"),
-        cause=N_("%(host)s does not take that many recipients for one mail. The rest follows."),
+        cause=N_(
+            "Not that many recipients of one mail are taken by %(host)s at once. The rest follows."
+        ),
         who=at_a_server(provider=N_("can tell you its limits, and raise them.")),
         steps=(
             WAIT,
@@ -305,7 +314,7 @@ def server_mails() -> Iterator[Explanation]:
     yield Explanation(
         key="too-large",
         title=N_("The mail is larger than the server takes"),
-        cause=N_("%(host)s names a limit, and this mail is over it with its attachments."),
+        cause=N_("This mail with its attachments is over the limit that %(host)s names."),
         who=SITE_AT_SERVER,
         steps=(
             Step(N_("Make the mail smaller, for example with a link in place of the file.")),
@@ -315,7 +324,9 @@ def server_mails() -> Iterator[Explanation]:
     yield Explanation(
         key="bulk-refused",
         title=N_("The server refuses bulk mail"),
-        cause=N_("%(host)s takes the mail for unsolicited bulk mail, and does not pass it on."),
+        cause=N_(
+            "The mail looks like unsolicited bulk mail to %(host)s, which does not pass it on."
+        ),
         who=at_a_server(
             you=N_("can send to fewer recipients at a time."),
             provider=N_("can tell you its limits, and allow the site."),

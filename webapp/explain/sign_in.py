@@ -387,7 +387,7 @@ def consent() -> Iterator[Explanation]:
     yield Explanation(
         key="admin-consent",
         title=N_("An administrator has to approve the app"),
-        cause=N_("%(tenant)s does not let people approve this app by themselves."),
+        cause=N_("In %(tenant)s, people may not approve this app by themselves."),
         who=at_microsoft(
             you=N_("can send your admin the link, then link the mailbox."),
             admin=N_("can put it right: one approval for the whole organization."),
@@ -425,8 +425,8 @@ def consent() -> Iterator[Explanation]:
         key="unverified-publisher",
         title=N_("The publisher of the app is not verified"),
         cause=N_(
-            "%(tenant)s lets people approve apps of verified publishers only. An app of another "
-            "organization needs an admin then."
+            "In %(tenant)s, people may approve apps of verified publishers only. An "
+            "app of another organization needs an admin then."
         ),
         who=at_microsoft(
             you=N_("can send your admin the link, or use an app of your own organization."),
@@ -448,7 +448,7 @@ def consent() -> Iterator[Explanation]:
     yield Explanation(
         key="not-assigned",
         title=N_("The account is not assigned to the app"),
-        cause=N_("%(tenant)s lets only assigned people use %(app_name)s."),
+        cause=N_("In %(tenant)s, only assigned people may use %(app_name)s."),
         who=at_microsoft(
             you=N_("can ask for it with the text below."),
             admin=N_("can put it right: assign %(account)s to the app."),
@@ -617,7 +617,9 @@ def links() -> Iterator[Explanation]:
     yield Explanation(
         key="mfa-register",
         title=N_("A second proof of identity has to be set up"),
-        cause=N_("%(tenant)s wants multifactor authentication, and %(account)s has none yet."),
+        cause=N_(
+            "Multifactor authentication is a must in %(tenant)s, and %(account)s has none yet."
+        ),
         who=SIGN_IN,
         steps=(
             Step(
@@ -712,7 +714,9 @@ def accounts() -> Iterator[Explanation]:
     yield Explanation(
         key="account-unknown",
         title=N_("Microsoft does not know this account"),
-        cause=N_("%(account)s does not exist in %(tenant)s: a typing error, or it was deleted."),
+        cause=N_(
+            "Microsoft does not find %(account)s in %(tenant)s: a typing error, or it was deleted."
+        ),
         who=at_microsoft(
             you=N_("can link another account."),
             admin=N_("can restore a deleted account within 30 days."),
