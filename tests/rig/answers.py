@@ -44,7 +44,10 @@ class Asked:
 
 
 class Answers:
-    """Gives the planned answers in turn, then 202. `context` None: without TLS."""
+    """Gives the planned answers in turn, then 202. `context` None: without TLS.
+
+    After an answer that does not begin like HTTP it hangs up.
+    """
 
     def __init__(self, context: ssl.SSLContext | None = None) -> None:
         self.asked: list[Asked] = []
@@ -132,4 +135,4 @@ class Answers:
             self._over.wait()
             return False
         connection.sendall(planned)
-        return True
+        return planned.startswith(b"HTTP/1.1 ")
