@@ -56,6 +56,7 @@ LAYERS = (
     "delivery.drain",
     "microsoft.service",
     "microsoft.tokens",
+    "microsoft.keepalive",
     "microsoft.standing",
     "explain.*",
     "ingress.accept",

@@ -19,8 +19,12 @@ from webapp.delivery.wake import Waker
 from webapp.delivery.worker import Worker
 from webapp.ingress.accept import Acceptor
 from webapp.ingress.smtp import SubmissionServer
-from webapp.installation import Installation, open_installation
+from webapp.installation import Installation, load_keys, open_installation
 from webapp.mailers.base import Surroundings
+from webapp.microsoft.clouds import clouds
+from webapp.microsoft.keepalive import KeepAlive
+from webapp.microsoft.tokens import Tokens
+from webapp.outward import Outward
 from webapp.serve import on_stop
 
 log = structlog.get_logger(__name__)
@@ -34,13 +38,23 @@ def deliver() -> None:
     """The delivery worker."""
     sys.setswitchinterval(SWITCH_SECONDS)
     installation = open_installation()
-    surroundings = Surroundings(
-        hostname=installation.settings.hostname,
-        ca_file=str(trust.bundle(installation.settings)),
+    settings = installation.settings
+    ca_file = str(trust.bundle(settings))
+    tokens = Tokens(
+        installation.db,
+        lambda: load_keys(settings, may_create=False),
+        clouds(settings),
+        lambda: Outward(ca_file=ca_file),
     )
+    surroundings = Surroundings(hostname=settings.hostname, ca_file=ca_file, tokens=tokens)
     worker = Worker(installation, surroundings)
     on_stop(worker.stop)
-    worker.run()
+    keep_alive = KeepAlive(installation.db, tokens)
+    keep_alive.start()
+    try:
+        worker.run()
+    finally:
+        keep_alive.stop()
 
 
 def submission() -> None:

@@ -13,18 +13,46 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from tests.rig.linking import link
 from tests.rig.ports import free_port
+from tests.rig.sandbox import Sandbox
+from webapp import config
+from webapp.installation import open_installation
 
 ROOT = Path(__file__).parents[2]
 USUAL_DELAY = 0.1
 STARTED = re.compile(r"part started\s+part=(\w+) pid=(\d+)")
+
+
+class Remote(Protocol):
+    """Where mail goes: it counts what arrived, and may take its time with the answers."""
+
+    environment: dict[str, str]
+    """What an installation needs to reach it."""
+    delay: float
+    """Seconds from a mail's arrival to the answer."""
+
+    @property
+    def arrived(self) -> Counter[str]:
+        """How often each Message-ID arrived."""
+
+    @property
+    def in_hand(self) -> int:
+        """Mails that arrived and are not answered yet."""
+
+    def connect(self, house: "House", slug: str) -> None:
+        """Give the site a primary connection to it."""
+
+    def close(self) -> None:
+        """Stop it."""
 
 
 class Sink:
@@ -32,6 +60,7 @@ class Sink:
     with the answer: whoever is killed meanwhile cannot know that it arrived."""
 
     def __init__(self) -> None:
+        self.environment: dict[str, str] = {}
         self.arrived: Counter[str] = Counter()
         self.in_hand = 0
         self.delay = USUAL_DELAY
@@ -54,8 +83,53 @@ class Sink:
         self.in_hand -= 1
         return "250 2.0.0 taken"
 
+    def connect(self, house: "House", slug: str) -> None:
+        house.made(
+            "connection", "create", slug, "--mailer", "smtp", "--name", "Sink", "--primary",
+            "--set", "host=127.0.0.1", "--set", f"port={self.port}", "--set", "encryption=none",
+            "--from-email", "shop@example.com",
+        )  # fmt: skip
+
     def close(self) -> None:
         self._controller.stop()
+
+
+class GraphSink:
+    """The stand-in for Microsoft as a process, and a mailbox there that sends without limits."""
+
+    def __init__(self) -> None:
+        self._sandbox = Sandbox()
+        self.environment = self._sandbox.environment
+        self._delay = 0.0
+        self._before = 0
+        self.delay = USUAL_DELAY
+
+    @property
+    def delay(self) -> float:
+        return self._delay
+
+    @delay.setter
+    def delay(self, seconds: float) -> None:
+        self._delay = seconds
+        self._sandbox.clear()
+        self._sandbox.fault("slow", milliseconds=int(seconds * 1000))
+        self._before = self.arrived.total()
+
+    @property
+    def arrived(self) -> Counter[str]:
+        return Counter(self._sandbox.counts())
+
+    @property
+    def in_hand(self) -> int:
+        """What arrived since the delay was set; with a long one, they are not answered yet."""
+        return self.arrived.total() - self._before
+
+    def connect(self, house: "House", slug: str) -> None:
+        with closing(open_installation(config.load(house.environment))) as installation:
+            link(installation, self._sandbox, slug)
+
+    def close(self) -> None:
+        self._sandbox.close()
 
 
 @dataclass

@@ -7,37 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.rig import USUAL_DELAY, Clients, House, Sink, wait_for
+from tests.faults.rig import USUAL_DELAY, Clients, GraphSink, House, Remote, Sink, wait_for
 
 MAILS = 1000 if os.environ.get("TEST_FULL") == "1" else 150
 PARTS = ("deliver", "submission", "web", "serve")
 OPEN = {"queued", "sending", "deferred", "held"}
 
 
-@pytest.fixture
-def sink() -> Iterator[Sink]:
-    made = Sink()
+@pytest.fixture(params=[Sink, GraphSink], ids=["smtp", "graph"])
+def sink(request: pytest.FixtureRequest) -> Iterator[Remote]:
+    made: Remote = request.param()
     yield made
     made.close()
 
 
 @pytest.fixture
-def house(db_url: str, tmp_path: Path) -> Iterator[House]:
-    made = House(tmp_path / "instance", db_url)
+def house(db_url: str, tmp_path: Path, sink: Remote) -> Iterator[House]:
+    made = House(tmp_path / "instance", db_url, environment_more=sink.environment)
     made.command("migrate")
     yield made
     if made.process is not None and made.process.poll() is None:
         made.stop()
 
 
-def test_what_was_answered_arrives_whatever_is_killed(house: House, sink: Sink) -> None:
+def test_what_was_answered_arrives_whatever_is_killed(house: House, sink: Remote) -> None:
     slug = house.made("site", "create", "Shop")["slug"]
     login = house.made("credential", "create", slug, "--kind", "smtp")
-    house.made(
-        "connection", "create", slug, "--mailer", "smtp", "--name", "Sink", "--primary",
-        "--set", "host=127.0.0.1", "--set", f"port={sink.port}", "--set", "encryption=none",
-        "--from-email", "shop@example.com",
-    )  # fmt: skip
+    sink.connect(house, slug)
     house.start()
     clients = Clients(house.smtp, login["username"], login["password"])
     share = MAILS // (len(PARTS) + 1)
@@ -54,18 +50,19 @@ def test_what_was_answered_arrives_whatever_is_killed(house: House, sink: Sink) 
     wait_for(lambda: not still_open(house), "the end of the queue")
 
     messages = {message["message_id"]: message for message in house.made("message", "list")}
-    twice = {name for name, count in sink.arrived.items() if count > 1}
+    arrived = sink.arrived
+    twice = {name for name, count in arrived.items() if count > 1}
     marked = {name for name, message in messages.items() if message["maybe_twice"]}
-    assert clients.answered - sink.arrived.keys() == set()
+    assert clients.answered - arrived.keys() == set()
     assert twice - marked == set()
     assert twice, "nothing was killed between a mail and its answer: this run proves little"
-    assert max(sink.arrived.values()) <= 2
+    assert max(arrived.values()) <= 2
     assert messages.keys() - clients.offered == set()
     assert b"BAD  ledger" not in house.command("doctor")
     assert house.stop() == 0
     print(
         f"{len(clients.offered)} offered, {len(clients.answered)} answered, "
-        f"{len(sink.arrived)} arrived, {len(twice)} twice, {len(marked)} marked"
+        f"{len(arrived)} arrived, {len(twice)} twice, {len(marked)} marked"
     )
 
 
