@@ -1,0 +1,907 @@
+"""Linking a mailbox in the browser: off to Microsoft, back with a code, the mailbox attached.
+
+Authlib speaks the protocol: state, PKCE, nonce, exchange of the code, the ID token. A state is a
+row of `link_flow`, so that it works once, and Authlib ties it to the browser's session besides. The
+refresh token goes to MSAL, which renews it from then on.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+import requests
+import sqlalchemy as sa
+from authlib.common.errors import AuthlibBaseError
+from authlib.integrations.flask_client import FlaskIntegration
+from authlib.integrations.flask_client.apps import FlaskOAuth2App
+from authlib.integrations.requests_client import OAuth2Session
+from flask import session as cookie
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
+from joserfc.errors import JoseError
+from sqlalchemy.orm import Session
+
+from webapp import audit, ids
+from webapp.accounts.models import Membership, Role, User
+from webapp.accounts.rights import Right, allows
+from webapp.config import Settings
+from webapp.connections.models import Connection
+from webapp.crypto import Keyring, SealError
+from webapp.delivery.wake import Waker
+from webapp.explain.match import LINK_NO_CODE, LINK_SCOPE_MISSING, LINK_STATE, explain, explain_link
+from webapp.explain.model import WHO_LABELS, Action, Explanation, values_for
+from webapp.mailers.errors import DeliveryError
+from webapp.microsoft import service
+from webapp.microsoft.clouds import Cloud, Segment, clouds, is_guid, is_personal
+from webapp.microsoft.codes import find_code
+from webapp.microsoft.graph import Graph, Me
+from webapp.microsoft.models import Consent, FlowKind, Grant, Link, LinkFlow, Mailbox, OAuthApp
+from webapp.microsoft.service import Account, Attached
+from webapp.microsoft.standing import SIGN_IN, is_secure
+from webapp.microsoft.tokens import AppFacts, Tokens
+from webapp.outward import USER_AGENT, Outward
+from webapp.sites.models import Site
+from webapp.trust import bundle
+from webapp.web import actor, db, installation, now, user
+
+CALLBACK = "/oauth/microsoft/callback"
+"""The one address at which Microsoft sends people back, whatever they link."""
+
+FLOW_LASTS = timedelta(hours=1)
+REQUEST_LASTS = timedelta(days=30)
+MOST_UNDER_WAY = 5
+"""So many sign-ins may be under way in one browser; their states share one cookie."""
+MAX_WORDS = 1_200
+"""Of Microsoft's words in a notice, which travels in a cookie. They are a third of that."""
+
+PERMISSIONS = (
+    ("User.Read", _l("to read the name and the address of the account")),
+    ("Mail.Send", _l("to send mail as this account")),
+    ("offline_access", _l("to stay connected, so that nobody has to sign in again for each mail")),
+)
+"""What is asked for, and why."""
+
+_NAME = "microsoft"
+_IN_COOKIE = f"_state_{_NAME}_"
+"""How Authlib names a state in the session."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """What went wrong, in sentences that are translated already."""
+
+    strong: str
+    text: str
+    ask_admin: bool = False
+    """Whether an administrator's consent would help."""
+
+
+class NotLinked(Exception):
+    """The link cannot be begun or finished; nothing was changed."""
+
+    def __init__(self, notice: Notice) -> None:
+        super().__init__(notice.strong)
+        self.notice = notice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A connection with the registration that counts for it, as they are stored now."""
+
+    site: Site
+    connection: Connection
+    app: OAuthApp
+    cloud: Cloud
+    secret: str = field(repr=False)
+    mailbox: Mailbox | None
+    """The one it is linked with by this registration, if any."""
+
+    @property
+    def hint(self) -> str:
+        """Who signs in at Microsoft, as far as it is known."""
+        return (self.mailbox.sign_in_name or self.mailbox.address) if self.mailbox else ""
+
+    @property
+    def identity(self) -> list[str]:
+        """What a code belongs to: another registration cannot redeem it."""
+        return [self.app.cloud, self.app.tenant, self.app.client_id]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """Somebody who came back, by a state that was ours and is used up now."""
+
+    state: str = field(repr=False)
+    connection_id: int
+    app_id: int
+    user_id: int
+    identity: list[str]
+    memory: dict[str, str] = field(repr=False)
+    """What Authlib wants back: verifier, nonce, redirect URI."""
+
+
+# ---- addresses and permissions ----
+
+
+def redirect_uri(settings: Settings) -> str:
+    """Where Microsoft sends people back; never taken from a request."""
+    return settings.url + CALLBACK
+
+
+def full_scopes(cloud: Cloud) -> list[str]:
+    """The permissions we need, with the cloud in front."""
+    return [cloud.scope(permission) for permission in service.NEEDED]
+
+
+def granted_permissions(cloud: Cloud, scope: str) -> list[str]:
+    """What a token answer grants, without the cloud in front and without those of the sign-in."""
+    known = {permission.casefold(): permission for permission in service.NEEDED}
+    prefix = f"{cloud.graph}/".casefold()
+    found = []
+    for text in scope.split():
+        bare = text[len(prefix) :] if text.casefold().startswith(prefix) else text
+        found.append(known.get(bare.casefold(), bare))
+    return [permission for permission in dict.fromkeys(found) if permission not in SIGN_IN]
+
+
+# ---- before anybody is sent anywhere ----
+
+
+def open_link(session: Session, site: Site, connection: Connection) -> Opened:
+    """What a link of this connection needs; raises NotLinked where it cannot be made."""
+    settings = installation().settings
+    if not is_secure(settings):
+        raise _refused(
+            _("Microsoft cannot send you back here."),
+            _(
+                "It sends people back to https or to localhost only, and this Postroom is opened "
+                "at %(url)s. Whoever runs it has to set up https and put the address into "
+                "POSTROOM_PUBLIC_URL.",
+                url=settings.url,
+            ),
+        )
+    if connection.mailer != service.SLUG:
+        raise _refused(
+            _("This connection is not 365 / Outlook."),
+            _("Choose 365 / Outlook as the mailer, and save. Then link the mailbox."),
+        )
+    app = service.app_in_use(session, connection)
+    one_click = connection.settings.get(service.SLUG, {}).get("one_click", True)
+    if app is None or not service.is_complete(app):
+        raise _refused(_("The app registration is not complete."), _what_is_missing(one_click))
+    cloud = clouds(settings).get(app.cloud)
+    if cloud is None:
+        raise _refused(
+            _("The cloud of the app registration is not set up here any more."),
+            _("Choose another cloud in the registration, and save."),
+        )
+    try:
+        secret = service.secret_of(app, installation().keyring)
+    except SealError as error:
+        raise _refused(
+            _("The Application Password cannot be opened."),
+            _("It was stored with another key. Enter it again, and save."),
+        ) from error
+    mailbox = session.scalar(
+        sa.select(Mailbox)
+        .join(Grant, Grant.mailbox_id == Mailbox.id)
+        .join(Link, Link.grant_id == Grant.id)
+        .where(Link.connection_id == connection.id, Link.app_id == app.id)
+    )
+    return Opened(
+        site=site, connection=connection, app=app, cloud=cloud, secret=secret, mailbox=mailbox
+    )
+
+
+def _what_is_missing(one_click: bool) -> str:
+    if one_click:
+        text = _l(
+            "One-Click Setup needs a registration under Settings > Microsoft apps, with its "
+            "Application ID and Application Password. Whoever runs this Postroom makes it once."
+        )
+    else:
+        text = _l(
+            "Fill in Application ID and Application Password, and save. Then link the mailbox."
+        )
+    return str(text)
+
+
+def _refused(strong: str, text: str, *, ask_admin: bool = False) -> NotLinked:
+    return NotLinked(Notice(strong=strong, text=text, ask_admin=ask_admin))
+
+
+# ---- the client ----
+
+
+class _Browser(OAuth2Session, Outward):  # type: ignore[misc]  # Authlib has no types
+    """Authlib's session with our time limits, trusted certificates and proxies."""
+
+    def __init__(self, *args: Any, ca_file: str | None = None, **kwargs: Any) -> None:
+        OAuth2Session.__init__(self, *args, **kwargs)
+        Outward.__init__(self, ca_file=ca_file)  # second, as the first resets what it sets
+
+
+class _Client(FlaskOAuth2App):  # type: ignore[misc]  # Authlib has no types
+    client_cls = _Browser
+
+
+class _Memory:
+    """The cache that Authlib asks for, for one request; `link_flow` keeps it between two."""
+
+    def __init__(self, values: dict[str, str] | None = None) -> None:
+        self.values = dict(values or {})
+
+    def get(self, key: str) -> str | None:
+        return self.values.get(key)
+
+    def set(self, key: str, value: str, expires_in: int) -> None:
+        self.values[key] = value
+
+    def delete(self, key: str) -> None:
+        self.values.pop(key, None)
+
+
+def _client(opened: Opened, memory: _Memory) -> _Client:
+    """Built anew each time: one kept would go on with an old secret and old keys."""
+    settings = installation().settings
+    return _Client(
+        FlaskIntegration(_NAME, cache=memory),
+        _NAME,
+        client_id=opened.app.client_id,
+        client_secret=opened.secret,
+        server_metadata_url=opened.cloud.metadata_url(opened.app.tenant),
+        client_kwargs={
+            "scope": " ".join(["openid profile email offline_access", *full_scopes(opened.cloud)]),
+            "code_challenge_method": "S256",
+            "token_endpoint_auth_method": "client_secret_post",
+            "ca_file": str(bundle(settings)),
+        },
+        user_agent=USER_AGENT,
+    )
+
+
+def claims_options(opened: Opened) -> dict[str, dict[str, object]]:
+    """What an ID token must say. A new dict each time: Authlib takes `validate` out of it."""
+    tenant = opened.app.tenant
+
+    def is_issuer(claims: Mapping[str, object], issuer: object) -> bool:
+        return issuer == opened.cloud.issuer(str(claims.get("tid")))
+
+    def is_tenant(claims: Mapping[str, object], tenant_id: object) -> bool:
+        return not is_guid(tenant) or tenant == str(tenant_id).lower()
+
+    return {
+        "iss": {"essential": True, "validate": is_issuer},
+        "aud": {"essential": True, "value": opened.app.client_id},
+        "tid": {"essential": True, "validate": is_tenant},
+        "oid": {"essential": True},
+    }
+
+
+# ---- off to Microsoft ----
+
+
+def begin(opened: Opened) -> str:
+    """The address at Microsoft to go to; from now on this browser is expected back, once.
+
+    Asks the network, so no unit of work is open. Raises NotLinked.
+    """
+    memory = _Memory()
+    client = _client(opened, memory)
+    back = redirect_uri(installation().settings)
+    who = {"login_hint": opened.hint} if opened.hint else {"prompt": "select_account"}
+    with _told(opened):
+        target = client.create_authorization_url(back, response_mode="query", **who)
+    client.save_authorize_data(redirect_uri=back, **target)
+    _forget_oldest()
+    with db().write() as session:
+        at = now()
+        session.execute(
+            sa.delete(LinkFlow).where(LinkFlow.kind == FlowKind.LINK, LinkFlow.expires_at <= at)
+        )
+        _keep(
+            session,
+            FlowKind.LINK,
+            opened,
+            target["state"],
+            {"memory": memory.values, "identity": opened.identity},
+            lasts=FLOW_LASTS,
+        )
+    return str(target["url"])
+
+
+def _forget_oldest() -> None:
+    """Many sign-ins begun and given up would make the cookie larger than browsers keep."""
+    states = [name for name in cookie if name.startswith(_IN_COOKIE)]
+    states.sort(key=lambda name: float(cookie[name].get("exp", 0)))
+    for name in states[:-MOST_UNDER_WAY]:
+        cookie.pop(name)
+
+
+def _keep(
+    session: Session,
+    kind: FlowKind,
+    opened: Opened,
+    state: str,
+    data: Mapping[str, object],
+    *,
+    lasts: timedelta,
+) -> LinkFlow:
+    found = LinkFlow(
+        digest=digest(state),
+        kind=kind,
+        connection_id=opened.connection.id,
+        app_id=opened.app.id,
+        user_id=user().id,
+        data=installation().keyring.seal("link-flow", _subject(digest(state)), dict(data)),
+        outcome=Consent.WAITING,
+        created_at=now(),
+        expires_at=now() + lasts,
+    )
+    session.add(found)
+    session.flush()
+    return found
+
+
+def digest(state: str) -> str:
+    """As a state is stored."""
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def _subject(state_digest: str) -> str:
+    return f"link_flow:{state_digest}"
+
+
+# ---- back from Microsoft ----
+
+
+def take(state: str) -> Flow | None:
+    """Who this state sent away, and use it up; None for one that is forged, used or old."""
+    mine = (LinkFlow.digest == digest(state), LinkFlow.kind == FlowKind.LINK)
+    with db().read() as session:
+        if session.scalar(sa.select(LinkFlow.id).where(*mine)) is None:
+            return None
+    with db().write() as session:
+        row = session.execute(
+            sa.delete(LinkFlow)
+            .where(*mine)
+            .returning(
+                LinkFlow.connection_id,
+                LinkFlow.app_id,
+                LinkFlow.user_id,
+                LinkFlow.data,
+                LinkFlow.expires_at,
+            )
+        ).first()
+    if row is None or row.expires_at <= now() or row.data is None:
+        return None
+    try:
+        data = installation().keyring.unseal("link-flow", _subject(digest(state)), row.data)
+    except SealError:
+        return None
+    assert isinstance(data, dict)
+    return Flow(
+        state=state,
+        connection_id=row.connection_id,
+        app_id=row.app_id,
+        user_id=row.user_id,
+        identity=data["identity"],
+        memory=data["memory"],
+    )
+
+
+def not_ours() -> Notice:
+    """The state is unknown, used, too old, or of another browser."""
+    return _notice(explain_link(LINK_STATE, ""), {})
+
+
+def allowed_site(session: Session, connection_id: int) -> Site | None:
+    """The site of a connection, if whoever asks may edit its settings now."""
+    who = user()
+    row = session.execute(
+        sa.select(Site, Membership.role)
+        .join(Connection, Connection.site_id == Site.id)
+        .outerjoin(Membership, (Membership.site_id == Site.id) & (Membership.user_id == who.id))
+        .where(Connection.id == connection_id)
+    ).first()
+    if row is None:
+        return None
+    role = Role(row[1]) if row[1] else None
+    return row[0] if allows(Right.EDIT_SETTINGS, role=role, is_admin=who.is_admin) else None
+
+
+def finish(flow: Flow, site: Site, answer: Mapping[str, str]) -> tuple[Attached, Opened]:
+    """Make a link of what Microsoft sent back with; raises NotLinked, and then nothing changed."""
+    with db().read() as session:
+        opened = _as_begun(session, flow, site)
+    if answer.get("error"):
+        raise _explained(opened, answer["error"], answer.get("error_description", ""))
+    if not answer.get("code"):
+        raise _explained(opened, LINK_NO_CODE, "")
+    token = _redeem(opened, flow)
+    account = _account(opened, token)
+    permissions = granted_permissions(opened.cloud, str(token.get("scope") or ""))
+    cache = _hand_over(opened, token)
+    with db().write() as session:
+        found = allowed_site(session, flow.connection_id)
+        if found is None:
+            raise NotLinked(not_allowed())
+        fresh = _as_begun(session, flow, found)
+        try:
+            attached = service.attach(
+                session,
+                installation().keyring,
+                fresh.site,
+                fresh.connection,
+                fresh.app,
+                account,
+                cache=cache,
+                scopes=permissions,
+                actor=actor(),
+                now=now(),
+            )
+        except service.AnotherAccount as error:
+            raise _refused(
+                _("This connection is linked with another account."),
+                _(
+                    "It is linked with %(linked)s, and you signed in as %(account)s. Sign in as "
+                    "%(linked)s, or remove that link first.",
+                    linked=str(error),
+                    account=account.address,
+                ),
+            ) from error
+    wake()
+    return attached, fresh
+
+
+def wake() -> None:
+    """Tell the worker that mail may go now."""
+    waker = Waker(installation().settings.instance)
+    waker.wake()
+    waker.close()
+
+
+def signed_out() -> Notice:
+    """Nobody is signed in with us, or not any more."""
+    return Notice(
+        strong=_("The mailbox was not linked."),
+        text=_("You are not signed in here any more. Sign in, then link the mailbox again."),
+    )
+
+
+def not_allowed() -> Notice:
+    """The person may not, or may no longer, edit the connection."""
+    return Notice(
+        strong=_("The mailbox was not linked."),
+        text=_(
+            "This link was begun for a connection that you may not edit, or may not edit any more."
+        ),
+    )
+
+
+def _as_begun(session: Session, flow: Flow, site: Site) -> Opened:
+    """The connection, if it still uses the registration that the person signed in with."""
+    connection = session.get(Connection, flow.connection_id)
+    if connection is None:
+        raise NotLinked(not_allowed())
+    opened = open_link(session, site, connection)
+    if opened.app.id != flow.app_id or opened.identity != flow.identity:
+        raise _refused(
+            _("The app registration was changed meanwhile."),
+            _("What you signed in for belongs to the former one. Link the mailbox again."),
+        )
+    return opened
+
+
+def _redeem(opened: Opened, flow: Flow) -> dict[str, Any]:
+    """The token answer, with a checked ID token as `userinfo` and everything we need granted."""
+    with _told(opened):
+        token = _client(opened, _Memory(flow.memory)).authorize_access_token(
+            claims_options=claims_options(opened)
+        )
+        if not token.get("userinfo") or not token.get("access_token"):
+            raise ValueError("the token answer has no ID token")
+    permissions = granted_permissions(opened.cloud, str(token.get("scope") or ""))
+    lacking = [permission for permission in service.NEEDED if permission not in permissions]
+    if lacking:
+        notice = _notice(explain_link(LINK_SCOPE_MISSING, ""), _known(opened))
+        said = _("Not granted: %(permissions)s.", permissions=", ".join(lacking))
+        raise _refused(notice.strong, f"{said} {notice.text}", ask_admin=notice.ask_admin)
+    if not token.get("refresh_token"):
+        raise _refused(
+            _("Microsoft gave no permission to stay connected."),
+            _(
+                "Not granted: %(permissions)s. Link again and accept all permissions.",
+                permissions="offline_access",
+            ),
+        )
+    return dict(token)
+
+
+def _account(opened: Opened, token: Mapping[str, Any]) -> Account:
+    """Who signed in: by the ID token, with the addresses that Graph tells."""
+    claims = token["userinfo"]
+    graph = Graph(opened.cloud.api, ca_file=str(bundle(installation().settings)))
+    try:
+        me = graph.me(token["access_token"])
+    except DeliveryError as error:
+        raise _failed(opened, error) from error
+    finally:
+        graph.close()
+    tenant_id, object_id = str(claims["tid"]).lower(), str(claims["oid"]).lower()
+    sign_in_name = str(claims.get("preferred_username") or me.sign_in_name)
+    address = me.mail or (me.sign_in_name if is_personal(tenant_id) else "")
+    if not address:
+        raise _refused(
+            _("This account has no mailbox."),
+            _(
+                "Microsoft knows no mail address of %(account)s, so nothing can be sent from it. "
+                "Sign in with an account that has a mailbox, or have an admin assign a licence "
+                "with Exchange Online to it.",
+                account=sign_in_name,
+            ),
+        )
+    return Account(
+        tenant_id=tenant_id,
+        object_id=object_id,
+        address=address,
+        sign_in_name=sign_in_name,
+        name=me.name or str(claims.get("name") or ""),
+        addresses=_addresses(me, address),
+    )
+
+
+def _addresses(me: Me, address: str) -> tuple[str, ...]:
+    others = (other for other in me.addresses if other.casefold() != address.casefold())
+    return (address, *others)
+
+
+def _hand_over(opened: Opened, token: Mapping[str, Any]) -> str:
+    """MSAL's token cache, as a text."""
+    settings, keyring = installation().settings, installation().keyring
+    ca_file = str(bundle(settings))
+    tokens = Tokens(db(), lambda: keyring, clouds(settings), lambda: Outward(ca_file=ca_file))
+    facts = AppFacts(
+        client_id=opened.app.client_id,
+        secret=opened.secret,
+        cloud=opened.cloud,
+        tenant=opened.app.tenant,
+    )
+    try:
+        return tokens.hand_over(facts, token["refresh_token"], service.NEEDED)
+    except DeliveryError as error:
+        raise _failed(opened, error) from error
+
+
+# ---- what went wrong, in words ----
+
+
+@contextmanager
+def _told(opened: Opened) -> Iterator[None]:
+    """Whatever Authlib, the ID token or the network raises, as a NotLinked."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        raise _answered(opened, error) from error
+    except requests.RequestException as error:
+        raise _unreachable(opened, error) from error
+    except AuthlibBaseError as error:
+        raise _explained(opened, str(error.error or ""), str(error.description or "")) from error
+    except JoseError as error:
+        raise _refused(
+            _("The security check failed."),
+            _(
+                "Microsoft’s answer does not prove who signed in (%(reason)s). Nothing was "
+                "linked. Try again; if it stays, whoever runs this Postroom should check the "
+                "clock of the machine and the cloud of the app registration.",
+                reason=_clean(str(error), 200),
+            ),
+        ) from error
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        # What Authlib does with an answer in a form that the protocol does not have.
+        raise _refused(
+            _("The answer of %(host)s cannot be read.", host=_host(opened)),
+            _("Nothing was changed. Check the cloud of the app registration, then try again."),
+        ) from error
+
+
+def _host(opened: Opened) -> str:
+    return urlsplit(opened.cloud.login).netloc
+
+
+def _unreachable(opened: Opened, error: requests.RequestException) -> NotLinked:
+    if isinstance(error, requests.exceptions.SSLError):
+        reason = _("its certificate is not trusted here")
+    elif isinstance(error, requests.exceptions.Timeout):
+        reason = _("no answer came in time")
+    elif isinstance(error, requests.exceptions.ProxyError):
+        reason = _("the proxy refuses")
+    else:
+        reason = _("no connection")
+    return _refused(
+        _("%(host)s cannot be reached.", host=_host(opened)),
+        _(
+            "This server asked Microsoft’s sign-in service: %(reason)s. Nothing was changed. It is "
+            "tried again when you press the button again.",
+            reason=reason,
+        ),
+    )
+
+
+def _answered(opened: Opened, error: requests.HTTPError) -> NotLinked:
+    """The sign-in service answered with an error, in its own words where it has any."""
+    said: object = None
+    if error.response is not None:
+        try:
+            said = error.response.json()
+        except ValueError:
+            said = None
+    if isinstance(said, dict) and said.get("error"):
+        return _explained(opened, str(said["error"]), str(said.get("error_description") or ""))
+    status = str(error.response.status_code) if error.response is not None else "?"
+    return _refused(
+        _("%(host)s answers with an error.", host=_host(opened)),
+        _(
+            "It answered with status %(status)s. Nothing was changed. Try again in a few minutes.",
+            status=status,
+        ),
+    )
+
+
+def _explained(opened: Opened, error: str, description: str) -> NotLinked:
+    known = _known(opened)
+    return NotLinked(_notice(explain_link(error, description), known, error, description))
+
+
+def _failed(opened: Opened, error: DeliveryError) -> NotLinked:
+    """A call with the new tokens failed."""
+    found = explain(mailer=service.SLUG, code=error.code, words=error.words, cause=error.cause_code)
+    return NotLinked(_notice(found, _known(opened), error.code, error.words))
+
+
+def _known(opened: Opened) -> dict[str, object]:
+    return {
+        "account": opened.hint,
+        "from_email": opened.connection.from_email,
+        "app_name": opened.app.name,
+        "client_id": opened.app.client_id,
+        "host": _host(opened),
+    }
+
+
+def _notice(
+    found: Explanation, known: Mapping[str, object], error: str = "", description: str = ""
+) -> Notice:
+    """Cause, who must act, the next step, and what Microsoft said."""
+    values = values_for(known, _)
+    parts = [_(found.cause, **values)]
+    parts += [
+        f"{_(WHO_LABELS[part.who])} {_(part.sentence, **values)}" for part in found.who if part.on
+    ]
+    parts += [_(step.text, **values) for step in found.steps[:1]]
+    said = _clean(": ".join(filter(None, (error, description))), MAX_WORDS)
+    if said and (description or error not in {LINK_NO_CODE, LINK_STATE}):
+        parts.append(_("Microsoft’s answer: %(words)s", words=said))
+    return Notice(
+        strong=f"{_(found.title, **values)}:",
+        text=" ".join(parts),
+        ask_admin=any(step.action is Action.ASK_ADMIN for step in found.steps),
+    )
+
+
+def _clean(text: str, most: int) -> str:
+    """Fit to be stored and shown: one line, no controls."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    return " ".join(line.split())[:most]
+
+
+# ---- an administrator's consent ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConsentRequest:
+    """A question to an administrator, and what became of it."""
+
+    url: str
+    outcome: Consent
+    asked_at: datetime
+    asked_by: str
+    code: str
+    words: str
+
+
+def can_ask_admin(app: OAuthApp) -> bool:
+    """Personal accounts have no administrator."""
+    return app.tenant != Segment.CONSUMERS
+
+
+def ask_admin(session: Session, opened: Opened) -> None:
+    """Make the link for an administrator, or let the one that is out live longer."""
+    at, keyring = now(), installation().keyring
+    found = _request_of(session, opened.connection, opened.app)
+    if found is not None and found.outcome == Consent.WAITING and _state_of(found, keyring):
+        found.created_at, found.expires_at, found.user_id = at, at + REQUEST_LASTS, user().id
+    else:
+        _delete_requests(session, opened.connection)
+        state = ids.secret()
+        _keep(session, FlowKind.CONSENT, opened, state, {"state": state}, lasts=REQUEST_LASTS)
+    _record(session, opened.site, opened.connection, "consent asked for")
+
+
+def forget_request(session: Session, site: Site, connection: Connection) -> bool:
+    """Take the question back; its link then leads to a page that says so. Whether there was one."""
+    found = _delete_requests(session, connection)
+    if found:
+        _record(session, site, connection, "consent no longer asked for")
+    return found
+
+
+def _delete_requests(session: Session, connection: Connection) -> bool:
+    gone = session.scalars(
+        sa.delete(LinkFlow)
+        .where(LinkFlow.connection_id == connection.id, LinkFlow.kind == FlowKind.CONSENT)
+        .returning(LinkFlow.id)
+    )
+    return bool(gone.all())
+
+
+def _record(session: Session, site: Site, connection: Connection, action: str) -> None:
+    audit.record(
+        session,
+        at=now(),
+        actor=actor(),
+        action=action,
+        object_kind="connection",
+        object_id=connection.uid,
+        site_id=site.id,
+    )
+
+
+def consent_request(
+    session: Session, keyring: Keyring, connection: Connection, app: OAuthApp
+) -> ConsentRequest | None:
+    """The question that is out about this registration, with its link to show again."""
+    found = _request_of(session, connection, app)
+    cloud = clouds(installation().settings).get(app.cloud)
+    state = _state_of(found, keyring) if found else ""
+    if found is None or not state or cloud is None:
+        return None
+    asker = session.get(User, found.user_id)
+    return ConsentRequest(
+        url=_consent_url(cloud, app, state),
+        outcome=Consent(found.outcome),
+        asked_at=found.created_at,
+        asked_by=asker.email if asker else "",
+        code=found.code,
+        words=found.words,
+    )
+
+
+def admin_message(request: ConsentRequest, app: OAuthApp, account: str, site: Site) -> str:
+    """What to write to the administrator, with the link; plain text in the reader's language.
+
+    `account` is the mailbox it is about, and may be empty.
+    """
+    name = app.name or app.client_id
+    parts = [
+        _("Hello,"),
+        _(
+            "%(site)s is to send its mail through Microsoft 365 as %(account)s. Our organization "
+            "wants an administrator to approve the app for that.",
+            site=site.name,
+            account=account or _("one of our mailboxes"),
+        ),
+        _(
+            "App: %(name)s (Application ID %(client_id)s). It is used by Postroom at %(url)s.",
+            name=name,
+            client_id=app.client_id,
+            url=installation().settings.url,
+        ),
+        _(
+            "What it may do after that, for people who sign in themselves and for nobody else: "
+            "send mail as their own account (Mail.Send), read their name and address (User.Read), "
+            "and stay connected (offline_access). It reads no mail. No password is shared: "
+            "everybody signs in on Microsoft’s own page."
+        ),
+        _("To approve it, open this link and sign in as an administrator:"),
+        request.url,
+        _(
+            "Afterwards Microsoft leads you to a page that says so; there is nothing else to do. "
+            "%(person)s then links the mailbox.",
+            person=request.asked_by or _("The person who asked"),
+        ),
+    ]
+    return "\n\n".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landing:
+    """What an administrator is told who comes back from Microsoft."""
+
+    outcome: Consent
+    app_name: str
+    asked_by: str
+    code: str
+    words: str
+
+
+def admin_came_back(state: str, answer: Mapping[str, str]) -> Landing | None:
+    """Note what became of a question, and give what is stored; None when no question fits.
+
+    A consent counts for good, a refusal until the administrator thinks again. Which tenant it was
+    for is not noted: the answer proves nothing about it.
+    """
+    mine = (
+        LinkFlow.digest == digest(state),
+        LinkFlow.kind == FlowKind.CONSENT,
+        LinkFlow.expires_at > now(),
+    )
+    with db().read() as session:
+        if session.scalar(sa.select(LinkFlow.id).where(*mine)) is None:
+            return None
+    outcome = _outcome(answer)
+    with db().write() as session:
+        found = session.scalar(sa.select(LinkFlow).where(*mine).with_for_update())
+        if found is None:
+            return None
+        if outcome is not None and found.outcome != Consent.GIVEN:
+            words = _clean(answer.get("error_description", ""), MAX_WORDS)
+            code = find_code(words) or _clean(answer.get("error", ""), 40)
+            given = outcome is Consent.GIVEN
+            found.outcome = outcome
+            found.code, found.words = ("", "") if given else (code[:40], words)
+        app, asker = session.get_one(OAuthApp, found.app_id), session.get_one(User, found.user_id)
+        return Landing(
+            outcome=Consent(found.outcome),
+            app_name=app.name or app.client_id,
+            asked_by=asker.email,
+            code=found.code,
+            words=found.words,
+        )
+
+
+def _outcome(answer: Mapping[str, str]) -> Consent | None:
+    if answer.get("error"):
+        return Consent.REFUSED
+    return Consent.GIVEN if answer.get("admin_consent", "").lower() == "true" else None
+
+
+def _request_of(session: Session, connection: Connection, app: OAuthApp) -> LinkFlow | None:
+    return session.scalar(
+        sa.select(LinkFlow)
+        .where(
+            LinkFlow.kind == FlowKind.CONSENT,
+            LinkFlow.connection_id == connection.id,
+            LinkFlow.app_id == app.id,
+            LinkFlow.expires_at > now(),
+        )
+        .order_by(LinkFlow.id.desc())
+        .limit(1)
+    )
+
+
+def _state_of(found: LinkFlow, keyring: Keyring) -> str:
+    """The state of a question, which stands in its link; empty when it cannot be opened."""
+    if found.data is None:
+        return ""
+    try:
+        data = keyring.unseal("link-flow", _subject(found.digest), found.data)
+    except SealError:
+        return ""
+    return str(data["state"]) if isinstance(data, dict) else ""
+
+
+def _consent_url(cloud: Cloud, app: OAuthApp, state: str) -> str:
+    """Microsoft's page for administrators; it takes one tenant, or work accounts of any."""
+    tenant = Segment.ORGANIZATIONS if app.tenant in set(Segment) else app.tenant
+    query = {
+        "client_id": app.client_id,
+        "scope": " ".join(full_scopes(cloud)),
+        "redirect_uri": redirect_uri(installation().settings),
+        "state": state,
+    }
+    return f"{cloud.authority(tenant)}/v2.0/adminconsent?{urlencode(query)}"

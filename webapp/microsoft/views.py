@@ -1,0 +1,304 @@
+"""Linking a mailbox at Microsoft, taking a link away, and asking an administrator for consent."""
+
+from flask import Blueprint, Response, g, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_babel import gettext as _
+from flask_babel import ngettext
+from sqlalchemy.orm import Session
+
+from webapp import audit, web
+from webapp.accounts.rights import Access, Right
+from webapp.connections.models import Connection
+from webapp.connections.service import STOPPED, find_connection, forget_health
+from webapp.delivery import replan
+from webapp.microsoft import link as flows
+from webapp.microsoft import service
+from webapp.microsoft.link import Notice, NotLinked, Opened
+from webapp.microsoft.models import Mailbox
+from webapp.microsoft.service import Attached
+from webapp.sites.models import Site
+from webapp.web import actor, db, now, own_path, person, requires, see_other, tell
+from webapp.words import Tone
+
+bp = Blueprint("microsoft", __name__)
+
+
+@bp.after_request
+def keep_to_ourselves(response: Response) -> Response:
+    """Addresses here hold codes and states: no page and no cache learns of them."""
+    response.headers["Referrer-Policy"] = "no-referrer"
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def general(site: Site) -> str:
+    """The place on the settings page that a link is about."""
+    return url_for("connections.general", slug=site.slug, _anchor="authorization")
+
+
+def own_connection(session: Session, uid: str) -> Connection:
+    """A connection of the site in hand alone; 404 for one that other sites share."""
+    found = find_connection(session, g.site, uid)
+    if found is None or found.site_id != g.site.id:
+        web.not_found()
+    assert found is not None
+    return found
+
+
+def refuse(notice: Notice, href: str = "") -> None:
+    """Say on the next page why nothing came of it; `href` asks an administrator."""
+    href = href if notice.ask_admin else ""
+    link = _("Ask your admin for approval") if href else ""
+    tell(Tone.BAD, notice.text, strong=notice.strong, href=href, link=link)
+
+
+def address_of(view: str, site: Site, connection: Connection) -> str:
+    """A page here about one connection."""
+    return url_for(f"microsoft.{view}", slug=site.slug, connection_uid=connection.uid)
+
+
+# ---- off to Microsoft, and back ----
+
+
+@bp.get("/sites/<slug>/connections/<connection_uid>/link")
+@requires(Right.EDIT_SETTINGS)
+def link(slug: str, connection_uid: str) -> ResponseReturnValue:
+    """Begin a link, and lead on to Microsoft.
+
+    It is a page and no redirect: a form may be answered by a redirect to ourselves alone.
+    """
+    with db().read() as session:
+        connection = own_connection(session, connection_uid)
+    try:
+        with db().read() as session:
+            opened = flows.open_link(session, g.site, connection)
+        address = flows.begin(opened)
+    except NotLinked as error:
+        refuse(error.notice)
+        return see_other(general(g.site))
+    return render_template(
+        "microsoft/going.html",
+        address=address,
+        permissions=flows.PERMISSIONS,
+        account=opened.hint,
+        back=general(g.site),
+    )
+
+
+@bp.get(flows.CALLBACK)
+@requires(Access.PUBLIC)
+def callback() -> ResponseReturnValue:
+    """Where Microsoft sends people back; what they were sent for stands in the flow."""
+    state = request.args.get("state", "")
+    landing = flows.admin_came_back(state, request.args)
+    if landing is not None or "admin_consent" in request.args:
+        return render_template("microsoft/consent.html", landing=landing)
+    flow = flows.take(state)
+    if flow is None:
+        refuse(flows.not_ours())
+        return see_other(web.home_url())
+    return come_back(flow)
+
+
+def come_back(flow: flows.Flow) -> ResponseReturnValue:
+    """Finish a link, if whoever began it is here and still may."""
+    found = person()
+    if found is None:
+        refuse(flows.signed_out())
+        return see_other(web.home_url())
+    with db().read() as session:
+        site = flows.allowed_site(session, flow.connection_id)
+        connection = session.get(Connection, flow.connection_id)
+    if site is None or connection is None or found.user.id != flow.user_id:
+        refuse(flows.not_allowed())
+        return see_other(web.home_url())
+    try:
+        attached, opened = flows.finish(flow, site, request.args)
+    except NotLinked as error:
+        refuse(error.notice, address_of("ask_admin", site, connection))
+    else:
+        tell_linked(attached, opened)
+    return see_other(general(site))
+
+
+def tell_linked(attached: Attached, opened: Opened) -> None:
+    """One notice for all that a finished link brought about."""
+    account, sender = attached.mailbox.address, opened.connection.from_email
+    known = {address.casefold() for address in attached.mailbox.addresses}
+    parts, href, link = [], "", ""
+    if attached.filled_from:
+        parts.append(_("It is the From Email now."))
+    elif sender.casefold() not in known:
+        parts.append(
+            _(
+                "From Email is %(sender)s. Microsoft refuses mail from addresses that the account "
+                "may not send as.",
+                sender=sender,
+            )
+        )
+        href = address_of("send_as_account", opened.site, opened.connection)
+        link = _("Set From Email to %(address)s", address=account)
+    if attached.waiting:
+        parts.append(leaves_now(attached.waiting))
+    strong = _("%(account)s is linked.", account=account)
+    tell(Tone.GOOD, " ".join(parts), strong=strong, href=href, link=link)
+
+
+def leaves_now(waiting: int) -> str:
+    """How many mails waited for this."""
+    return str(
+        ngettext("%(num)s waiting mail now leaves.", "%(num)s waiting mails now leave.", waiting)
+    )
+
+
+# ---- taking a link away ----
+
+
+@bp.route("/sites/<slug>/connections/<connection_uid>/unlink", methods=["GET", "POST"])
+@requires(Right.EDIT_SETTINGS)
+def unlink(slug: str, connection_uid: str) -> ResponseReturnValue:
+    """Remove the link in use, after a question."""
+    back = general(g.site)
+    with db().read() as session:
+        connection = own_connection(session, connection_uid)
+        mailbox = service.mailbox_of(session, connection)
+    if mailbox is None:
+        tell(Tone.INFO, "", strong=_("This connection is not linked with a mailbox."))
+        return see_other(back)
+    if request.form.get("sure") != "yes":
+        return web.confirm(
+            title=_("Remove the link with %(account)s?", account=mailbox.address),
+            text=_(
+                "Mail that leaves by this connection then waits until a mailbox is linked again. "
+                "The stored sign-in is deleted here; other connections keep theirs. What you "
+                "granted on Microsoft’s page stays there until you withdraw it."
+            ),
+            button=_("Remove the link"),
+            back=back,
+        )
+    with db().write() as session:
+        waiting = service.detach(
+            session,
+            session.get_one(Site, g.site.id),
+            session.get_one(Connection, connection.id),
+            actor=actor(),
+            now=now(),
+        )
+    text = ngettext(
+        "%(num)s mail waits until a mailbox is linked.",
+        "%(num)s mails wait until a mailbox is linked.",
+        waiting,
+    )
+    strong = _("The link with %(account)s is removed.", account=mailbox.address)
+    tell(Tone.GOOD, text if waiting else "", strong=strong)
+    return see_other(back)
+
+
+# ---- asking an administrator ----
+
+
+@bp.route("/sites/<slug>/connections/<connection_uid>/ask-admin", methods=["GET", "POST"])
+@requires(Right.EDIT_SETTINGS)
+def ask_admin(slug: str, connection_uid: str) -> ResponseReturnValue:
+    """Make the link for an administrator's consent; the settings page then shows it."""
+    back = general(g.site)
+    with db().read() as session:
+        connection = own_connection(session, connection_uid)
+    if request.method == "GET":
+        return render_template(
+            "microsoft/ask.html",
+            title=_("Ask your admin for approval"),
+            text=_(
+                "You get a link and a text to send to the administrator of your organization. They "
+                "open the link, sign in at Microsoft, and approve the app once for everybody. "
+                "Nothing else changes for them, and no password is shared."
+            ),
+            button=_("Make the link"),
+            back=back,
+        )
+    try:
+        with db().write() as session:
+            found = session.get_one(Connection, connection.id)
+            opened = flows.open_link(session, session.get_one(Site, g.site.id), found)
+            flows.ask_admin(session, opened)
+    except NotLinked as error:
+        refuse(error.notice)
+        return see_other(back)
+    tell(
+        Tone.GOOD,
+        _("Send it to your admin with the text below. It is good for 30 days."),
+        strong=_("The link for your admin is ready."),
+    )
+    return see_other(back)
+
+
+@bp.post("/sites/<slug>/connections/<connection_uid>/ask-admin/forget")
+@requires(Right.EDIT_SETTINGS)
+def forget_request(slug: str, connection_uid: str) -> ResponseReturnValue:
+    """Take the question to an administrator back."""
+    with db().write() as session:
+        connection = own_connection(session, connection_uid)
+        if flows.forget_request(session, g.site, connection):
+            tell(Tone.GOOD, "", strong=_("The link for your admin is taken back."))
+    return see_other(general(g.site))
+
+
+# ---- sending as the account ----
+
+
+@bp.route("/sites/<slug>/connections/<connection_uid>/send-as-account", methods=["GET", "POST"])
+@requires(Right.EDIT_SETTINGS)
+def send_as_account(slug: str, connection_uid: str) -> ResponseReturnValue:
+    """Make the linked account's address the From Email."""
+    back = own_path(request.values.get("next")) or general(g.site)
+    with db().read() as session:
+        connection = own_connection(session, connection_uid)
+        mailbox = service.mailbox_of(session, connection)
+    if mailbox is None:
+        tell(Tone.INFO, "", strong=_("This connection is not linked with a mailbox."))
+        return see_other(back)
+    if request.method == "GET":
+        return render_template(
+            "microsoft/ask.html",
+            title=_("Set From Email to %(address)s?", address=mailbox.address),
+            text=_(
+                "Mail of this connection is then sent from the address of the linked account, "
+                "which Microsoft always allows. The From Email was %(sender)s.",
+                sender=connection.from_email or _("empty"),
+            ),
+            button=_("Set From Email"),
+            back=back,
+        )
+    waiting = set_from(connection, mailbox)
+    strong = _("From Email is %(address)s now.", address=mailbox.address)
+    tell(Tone.GOOD, leaves_now(waiting) if waiting else "", strong=strong)
+    return see_other(back)
+
+
+def set_from(connection: Connection, mailbox: Mailbox) -> int:
+    """Store the address; returns how many waiting mails it touched."""
+    with db().write() as session:
+        found = session.get_one(Connection, connection.id)
+        before, found.from_email = found.from_email, mailbox.address
+        if before == mailbox.address:
+            return 0
+        found.version += 1
+        found.updated_at = now()
+        if found.health in STOPPED:
+            forget_health(found)
+        session.flush()
+        audit.record(
+            session,
+            at=now(),
+            actor=actor(),
+            action="connection changed",
+            object_kind="connection",
+            object_id=found.uid,
+            site_id=found.site_id,
+            changes={"from_email": [before, mailbox.address]},
+        )
+        waiting = replan.connection_saved(
+            session, found, lane_key=service.lane_key(mailbox), limits=None, now=now()
+        )
+    flows.wake()
+    return waiting
