@@ -154,4 +154,4 @@ def test_a_site_or_a_mailer_that_is_not_there_is_refused(installation: Installat
     assert run("connection", "create", "other", *CREATE[3:]).exit_code == 67
     pigeon = run("connection", "create", "shop", "--mailer", "pigeon")
     assert pigeon.exit_code == 64
-    assert "there are: smtp" in pigeon.stderr
+    assert "there are: outlook, smtp" in pigeon.stderr

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from tests.factories import a_connection, a_lane, a_membership, a_message, a_site, a_user
-from tests.pages import Browser, Page
+from tests.pages import Browser, Node, Page
 from webapp.accounts.models import Role
 from webapp.connections.models import Connection, Health
 from webapp.connections.service import load_mailer, stored_secrets
@@ -30,10 +30,11 @@ SENT: dict[str, object] = {
     "smtp-authentication": "y",
     "smtp-username": "galerie",
     "smtp-password": "correct horse",
-    "limits-concurrency": "",
-    "limits-per_minute": "30",
-    "limits-per_hour": "",
-    "limits-per_day": "",
+    "smtp-limits-concurrency": "",
+    "smtp-limits-per_minute": "30",
+    "smtp-limits-per_hour": "",
+    "smtp-limits-per_day": "",
+    "smtp-limits-recipients_per_day": "",
 }
 
 
@@ -91,6 +92,16 @@ def chosen(page: Page, name: str) -> str:
     return found["value"]
 
 
+def limits_of(page: Page, slug: str) -> Node:
+    """The fold that holds the limits of a mailer."""
+    field = page.one(name=f"{slug}-limits-concurrency")
+    return next(node for node in field.ancestors() if node.tag == "details")
+
+
+def pace(page: Page, slug: str) -> str:
+    return limits_of(page, slug).one("summary").text
+
+
 # ---- what is shown ----
 
 
@@ -101,10 +112,14 @@ def test_a_new_site_starts_with_what_is_known_of_it(client: Browser, site: Site)
     assert page.value("from_name") == "Galerie Nord"
     assert (is_on(page, "force_from_email"), is_on(page, "force_from_name")) == (True, False)
     assert is_on(page, "return_path")
-    assert chosen(page, "mailer") == "smtp"
+    assert chosen(page, "mailer") == "outlook"
+    assert is_on(page, "outlook-one_click")
     assert chosen(page, "smtp-encryption") == "tls"
     assert page.value("smtp-port") == "587"
-    assert [label.text for label in page.all("label", class_="tile")] == ["Other SMTP"]
+    assert [label.text for label in page.all("label", class_="tile")] == [
+        "365 Start here 365 / Outlook",
+        "Other SMTP",
+    ]
     assert "No connection yet." in page.notices[0]
 
 
@@ -117,8 +132,8 @@ def test_what_was_saved_is_shown_again_but_for_the_password(
     assert page.notices == ["Settings saved."]
     for name in ("from_email", "from_name", "smtp-host", "smtp-port", "smtp-username"):
         assert page.value(name) == SENT[name]
-    assert page.value("limits-per_minute") == "30"
-    assert "30 a minute" in page.one("details", class_="fold").text
+    assert page.value("smtp-limits-per_minute") == "30"
+    assert pace(page, "smtp") == "30 a minute"
     field = page.one(id="smtp-password")
     assert "disabled" in field.attributes
     assert "name" not in field.attributes
@@ -248,10 +263,10 @@ def test_a_typed_password_is_not_given_back_and_the_page_says_so(
         ("smtp-encryption", "rot13"),
         ("smtp-username", ""),
         ("mailer", "pigeon"),
-        ("limits-per_minute", "0"),
-        ("limits-concurrency", "-1"),
-        ("limits-per_day", "lots"),
-        ("limits-per_hour", "1000001"),
+        ("smtp-limits-per_minute", "0"),
+        ("smtp-limits-concurrency", "-1"),
+        ("smtp-limits-per_day", "lots"),
+        ("smtp-limits-per_hour", "1000001"),
     ],
 )
 def test_a_mistake_is_said_at_its_field_and_nothing_typed_is_lost(
@@ -270,16 +285,16 @@ def test_a_mistake_is_said_at_its_field_and_nothing_typed_is_lost(
 
 
 def test_all_mistakes_are_said_at_once(client: Browser, site: Site) -> None:
-    wrong = {"from_email": "x", "smtp-port": "0", "limits-per_day": "0"}
+    wrong = {"from_email": "x", "smtp-port": "0", "smtp-limits-per_day": "0"}
     page = client.post(PATH, SENT | wrong, status=422)
-    assert list(page.errors) == ["from_email", "smtp-port", "limits-per_day"]
+    assert list(page.errors) == ["from_email", "smtp-port", "smtp-limits-per_day"]
     assert "3 settings need a second look" in page.one(id="errors").text
-    fold = page.one("details", class_="fold")
-    assert "open" in fold.attributes
+    assert "open" in limits_of(page, "smtp").attributes
 
 
 def test_nothing_but_a_token_is_a_mistake_and_no_crash(client: Browser, site: Site) -> None:
-    assert "smtp-host" in client.post(PATH, {}, status=422).errors
+    assert "smtp-host" in client.post(PATH, {"mailer": "smtp"}, status=422).errors
+    client.post(PATH, {})
 
 
 def test_a_host_in_a_private_network_is_for_admins(
@@ -386,8 +401,8 @@ def test_limits_come_from_the_lane_which_other_sites_share(
         lane = a_lane(session, concurrency=3, per_day=10000)
         a_connection(session, session.get_one(Site, site.id), lane=lane)
     page = client.get(PATH)
-    assert page.value("limits-concurrency") == "3"
-    assert "3 at a time · 10000 a day" in page.one("details", class_="fold").text
+    assert page.value("smtp-limits-concurrency") == "3"
+    assert pace(page, "smtp") == "3 at a time · 10,000 a day"
 
 
 def test_the_page_speaks_chinese(client: Browser, site: Site) -> None:

@@ -17,13 +17,32 @@ from wtforms import BooleanField, Field, PasswordField
 from webapp.connections.models import Connection
 from webapp.connections.service import CHOOSE_A_MAILER, FormValues, check_limit
 from webapp.fields import FieldErrors, FieldQuestion, from_texts, questions
-from webapp.forms import Choice, Form, Radios, Text, refuse
+from webapp.forms import Choice, Form, Radios, Text, choices, refuse
 from webapp.mailers import registry
 from webapp.mailers.base import Mailer
+from webapp.mailers.outlook import OutlookMailer
+from webapp.microsoft.clouds import Cloud
+from webapp.microsoft.forms import AppForm, app_form, app_values, show_errors
+from webapp.microsoft.models import Mailbox, OAuthApp
+from webapp.microsoft.service import AppValues
+from webapp.microsoft.standing import Standing
 from webapp.sites.models import Site
 
-LIMITS = ("concurrency", "per_minute", "per_hour", "per_day")
+OUTLOOK = OutlookMailer.slug
+OWN_APP = f"{OUTLOOK}-app"
+"""In front of the names of the fields of a connection's own registration."""
+
+SHARED_APP = "shared_app"
+"""A setting whose values are rows, so that each request has its own."""
+
+LIMITS = ("concurrency", "per_minute", "per_hour", "per_day", "recipients_per_day")
 DOTS = "••••••••••••"
+
+
+def kinds() -> dict[str, type[Mailer]]:
+    """The mailers in the order of the page: the one that most people come for is first."""
+    found = registry()
+    return {slug: found[slug] for slug in sorted(found, key=lambda slug: slug != OUTLOOK)}
 
 
 class FromForm(Form):
@@ -51,7 +70,7 @@ class FromForm(Form):
     )
     mailer = Radios(
         _l("Mailer"),
-        [(slug, _l(kind.label)) for slug, kind in registry().items()],
+        [(slug, _l(kind.label)) for slug, kind in kinds().items()],
         description=_l("Each mailer keeps what you typed: trying another one loses nothing."),
     )
 
@@ -63,6 +82,7 @@ class LimitsForm(Form):
     per_minute = Text(_l("Mails a minute"))
     per_hour = Text(_l("Mails an hour"))
     per_day = Text(_l("Mails a day"))
+    recipients_per_day = Text(_l("Recipients a day"))
 
 
 @cache
@@ -78,6 +98,8 @@ def _field(asked: FieldQuestion) -> Field:
     description = _l(question.help) if question.help else ""
     if asked.type is bool:
         return BooleanField(label, description=description)
+    if asked.name == SHARED_APP:
+        return Choice(label, (), description=description)
     if question.choices:
         kind = Radios if len(question.choices) <= 4 else Choice
         choices = [(value, _l(text)) for value, text in question.choices]
@@ -100,25 +122,64 @@ class Secret:
     """Something was typed that the page does not give back."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """How the connection stands with each registration it may use at Microsoft."""
+
+    shared: Standing
+    own: Standing
+    apps: tuple[OAuthApp, ...]
+    """The shared registrations, to choose from."""
+    mailbox: Mailbox | None
+    """Of the link in use."""
+
+
 @dataclass
 class ConnectionForm:
     """All forms of the page, of which only the chosen mailer's is read."""
 
     block: FromForm
     mailers: dict[str, Form]
-    limits: LimitsForm
+    limits: dict[str, LimitsForm]
+    app: AppForm
+    links: Links
     connection: Connection | None
+    stored: Mapping[str, object]
+    """The From block as it is stored."""
 
     @property
     def slug(self) -> str:
         """The chosen mailer."""
         return str(self.block.mailer.data or "")
 
+    @property
+    def one_click(self) -> bool:
+        """Whether One-Click Setup is on, as the page has it now."""
+        return bool(self.mailers[OUTLOOK].one_click.data)
+
+    @property
+    def standing(self) -> Standing:
+        """That of the registration which the page has chosen now."""
+        return self.links.shared if self.one_click else self.links.own
+
+    @property
+    def brings_app(self) -> bool:
+        """Whether the registration's own fields count."""
+        return self.slug == OUTLOOK and not self.one_click
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether the chosen mailer's limits can be set now: a mailbox has them, not the link."""
+        return self.slug in self.limits and (self.slug != OUTLOOK or self.links.mailbox is not None)
+
     def fields(self) -> Iterator[Field]:
         """Every field that counts, in the order of the page."""
         yield from self.block
         yield from self.mailers.get(self.slug, ())
-        yield from self.limits
+        if self.brings_app:
+            yield from self.app
+        if self.has_limits:
+            yield from self.limits[self.slug]
 
     def values(self) -> FormValues:
         """What was entered; raises FieldErrors for a mailer that does not exist."""
@@ -130,15 +191,19 @@ class ConnectionForm:
         return FormValues(
             from_email=self.block.from_email.data or "",
             force_from_email=self.block.force_from_email.data,
-            from_name=self.block.from_name.data or "",
-            force_from_name=self.block.force_from_name.data,
-            return_path=self.block.return_path.data,
+            # What this mailer cannot do is not on the page; another one finds it as it was.
+            from_name=str(self._kept("from_name", kind.names_sender) or ""),
+            force_from_name=bool(self._kept("force_from_name", kind.names_sender)),
+            return_path=bool(self._kept("return_path", kind.supports_return_path)),
             nickname=self.connection.nickname if self.connection else "",
             mailer=self.slug,
             settings=settings,
             secrets={name: str(value) for name, value in secrets.items()},
             remove_secrets=[name for name in secrets if f"{self.slug}-{name}" in removed],
         )
+
+    def _kept(self, name: str, is_asked: bool) -> object:
+        return self.block[name].data if is_asked else self.stored[name]
 
     def _texts(self, kind: type[Mailer]) -> dict[str, str]:
         form = self.mailers[kind.slug]
@@ -151,13 +216,17 @@ class ConnectionForm:
                 texts[asked.name] = str(data)
         return texts
 
+    def app_values(self) -> AppValues:
+        """What was entered for the registration that the connection brings along."""
+        return app_values(self.app)
+
     def limit_values(self) -> dict[str, int | None]:
-        """The limits; raises FieldErrors by their names."""
+        """The limits of the chosen mailer; raises FieldErrors by their names."""
         values: dict[str, int | None] = {}
         errors = {}
-        for name in LIMITS:
+        for name in LIMITS if self.has_limits else ():
             try:
-                values[name] = check_limit(self.limits[name].data or "")
+                values[name] = check_limit(self.limits[self.slug][name].data or "")
             except ValueError as error:
                 errors[name] = str(error)
         if errors:
@@ -165,19 +234,23 @@ class ConnectionForm:
         return values
 
     def show(self, error: FieldErrors) -> None:
-        """Put what the service found at the fields."""
+        """Put what the services found at the fields."""
+        forms = [self.block, self.mailers.get(self.slug), self.limits.get(self.slug)]
         for name, sentence in error.errors.items():
-            forms = (self.block, self.mailers.get(self.slug), self.limits)
             form = next((form for form in forms if form is not None and name in form), self.block)
             refuse(form, name if name in form else "mailer", _(sentence))
+
+    def show_app(self, error: FieldErrors) -> None:
+        """Put what is wrong with the registration at its fields."""
+        show_errors(self.app, error)
 
     def secret(self, slug: str, name: str) -> Secret:
         """How to show one secret of a mailer."""
         noted = self.connection.secrets_set if self.connection else {}
         stored = noted.get(slug, {}).get(name)
         field = self.mailers[slug][name]
-        pressed = {request.form.get("then", "").removeprefix("remove:")}
-        removed = f"{slug}-{name}" in {*request.form.getlist("remove"), *pressed}
+        pressed = request.form.get("then", "").removeprefix("remove:")
+        removed = field.name in {*request.form.getlist("remove"), pressed}
         return Secret(
             stored_at=datetime.fromisoformat(stored["at"]) if stored else None,
             stored_by=stored["by"] if stored else "",
@@ -188,23 +261,39 @@ class ConnectionForm:
 
 
 def connection_form(
-    site: Site, connection: Connection | None, limits: Mapping[str, int | None]
+    site: Site,
+    connection: Connection | None,
+    limits: Mapping[str, Mapping[str, int | None]],
+    links: Links,
+    clouds: Mapping[str, Cloud],
 ) -> ConnectionForm:
-    """The form with what is stored, or with what was sent."""
-    kinds = registry()
-    block = FromForm(data=_block_data(site, connection, next(iter(kinds))))
+    """The form with what is stored, or with what was sent; `limits` are by the mailers' slugs."""
+    found = kinds()
+    stored = _block_data(site, connection, next(iter(found)))
+    mailers = {
+        slug: form_class(kind)(prefix=slug, data=_mailer_data(kind, connection))
+        for slug, kind in found.items()
+    }
+    apps = [(app.uid, app.name or app.client_id) for app in links.apps]
+    mailers[OUTLOOK].shared_app.choices = choices(apps)
+    if links.shared.app is not None and not mailers[OUTLOOK].shared_app.data:
+        mailers[OUTLOOK].shared_app.data = links.shared.app.uid
     return ConnectionForm(
-        block=block,
-        mailers={
-            slug: form_class(kind)(prefix=slug, data=_mailer_data(kind, connection))
-            for slug, kind in kinds.items()
+        block=FromForm(data=stored),
+        mailers=mailers,
+        limits={
+            slug: LimitsForm(prefix=f"{slug}-limits", data=_limit_data(limits.get(slug, {})))
+            for slug in found
         },
-        limits=LimitsForm(
-            prefix="limits",
-            data={name: "" if limits.get(name) is None else str(limits[name]) for name in LIMITS},
-        ),
+        app=app_form(links.own.app, clouds, prefix=OWN_APP),
+        links=links,
         connection=connection,
+        stored=stored,
     )
+
+
+def _limit_data(limits: Mapping[str, int | None]) -> dict[str, str]:
+    return {name: "" if limits.get(name) is None else str(limits[name]) for name in LIMITS}
 
 
 def _block_data(site: Site, connection: Connection | None, first: str) -> dict[str, object]:
