@@ -255,7 +255,7 @@ class SandboxThread(Running):
         async def run() -> None:
             self._loop = asyncio.get_running_loop()
             self._stop = asyncio.Event()
-            await server.serve(self.world, options, ready=ready.set, until=self._stop.wait())
+            await server.serve(self.world, options, ready=ready.set, until=self._stop)
 
         with contextlib.closing(asyncio.new_event_loop()) as loop:
             loop.run_until_complete(run())

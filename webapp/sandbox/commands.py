@@ -87,7 +87,7 @@ async def _run(world: World, options: server.Options, *, as_json: bool) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     say = _say_json if as_json else _say_lines
-    await server.serve(world, options, ready=lambda: say(server.describe(world)), until=stop.wait())
+    await server.serve(world, options, ready=lambda: say(server.describe(world)), until=stop)
 
 
 def _say_json(found: dict[str, Any]) -> None:

@@ -13,10 +13,10 @@ KEPT = 5_000
 """Mails in the inbox; older ones are dropped, and stay counted."""
 
 _WANTED = re.compile(
-    rb"^(from|to|cc|bcc|subject|message-id)[ \t]*:(.*(?:\r?\n[ \t].*)*)",
+    rb"^(from|to|cc|bcc|subject|message-id)[ \t]*:([^\r\n]*(?:\r?\n[ \t][^\r\n]*)*)",
     re.IGNORECASE | re.MULTILINE,
 )
-_BCC = re.compile(rb"(?:\r?\n|\A)bcc[ \t]*:.*(?:\r?\n[ \t].*)*", re.IGNORECASE)
+_BCC = re.compile(rb"(?:\r?\n|\A)bcc[ \t]*:[^\r\n]*(?:\r?\n[ \t][^\r\n]*)*", re.IGNORECASE)
 _HEADER = re.compile(rb"^[!-9;-~]+[ \t]*:", re.MULTILINE)
 _BLANK = re.compile(rb"\r?\n\r?\n")
 

@@ -35,8 +35,6 @@ class Pages:
             loader=FileSystemLoader(i18n.resource("templates")),
             autoescape=True,
             undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
             extensions=["jinja2.ext.i18n"],
         )
         environment.policies["ext.i18n.trimmed"] = True

@@ -2,7 +2,7 @@
 
 import asyncio
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,19 +55,20 @@ def build(options: Options) -> World:
 
 
 async def serve(
-    world: World, options: Options, *, ready: Callable[[], None], until: Awaitable[object]
+    world: World, options: Options, *, ready: Callable[[], None], until: asyncio.Event
 ) -> None:
-    """Listen until told to stop; `ready` is called once both listeners are open."""
+    """Listen until the event is set; `ready` is called once both listeners are open."""
     check(options.listen)
     check(options.tls_listen)
     loop = asyncio.get_running_loop()
     plain, tls = plain_side(world), tls_side(world)
+    connected: set[Connection] = set()
     servers = [
         await loop.create_server(
-            lambda: Connection(plain), options.listen.host, options.listen.port
+            lambda: Connection(plain, connected), options.listen.host, options.listen.port
         ),
         await loop.create_server(
-            lambda: Connection(tls),
+            lambda: Connection(tls, connected),
             options.tls_listen.host,
             options.tls_listen.port,
             ssl=world.folder.tls(),
@@ -75,10 +76,14 @@ async def serve(
     ]
     try:
         ready()
-        await until
+        await until.wait()
     finally:
         for server in servers:
             server.close()
+        while connected:
+            for connection in connected:
+                connection.abort()
+            await asyncio.sleep(0.001)
 
 
 def plain_side(world: World) -> Handler:

@@ -107,8 +107,9 @@ class Malformed(Exception):
 class Connection(asyncio.Protocol):
     """One client; requests are answered one after the other, the connection stays open."""
 
-    def __init__(self, handle: Handler) -> None:
+    def __init__(self, handle: Handler, connected: "set[Connection]") -> None:
         self._handle = handle
+        self._connected = connected
         self._buffer = bytearray()
         self._begun: tuple[Request, int] | None = None
         self._waiting = False
@@ -116,6 +117,15 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The event loop's."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass
+        self._connected.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The event loop's."""
+        self._connected.discard(self)
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """The event loop's."""
