@@ -44,6 +44,8 @@ def test_a_name_nobody_knows_is_refused_with_a_hint(tmp_path: Path) -> None:
         ("SUBMISSION_LISTEN", "127.0.0.1:70000", "HOST:PORT"),
         ("PUBLIC_URL", "post.example.org", "whole address"),
         ("TLS_CERT", "/tmp/cert.pem", "belong together"),
+        ("MICROSOFT_AUTHORITY", "https://login.example", "belong together"),
+        ("MICROSOFT_GRAPH", "http://graph.example", "https address"),
         ("HTTP_THREADS", "many", "POSTROOM_HTTP_THREADS"),
     ],
 )

@@ -113,6 +113,8 @@ class Mailer(ABC):
     slug: ClassVar[str] = ""
     label: ClassVar[str] = ""
     description: ClassVar[str] = ""
+    service: ClassVar[str] = ""
+    """Who answers, as people call them, where it is always the same."""
     envelope: ClassVar[bool] = True
     supports_return_path: ClassVar[bool] = False
     names_sender: ClassVar[bool] = True

@@ -36,6 +36,7 @@ class OutlookMailer(Mailer):
         "Sends through Microsoft 365 or Outlook.com with permission from the mailbox itself: no "
         "mailbox password is stored, and two-step sign-in keeps working."
     )
+    service: ClassVar[str] = "Microsoft"
     envelope: ClassVar[bool] = False
     names_sender: ClassVar[bool] = False
     max_recipients: ClassVar[int | None] = 500

@@ -712,9 +712,10 @@ def waiting_for(due_at: datetime | None, lane: Lane | None, now: datetime) -> Wa
         per_minute=lane.per_minute,
         per_hour=lane.per_hour,
         per_day=lane.per_day,
+        recipients_per_day=lane.recipients_per_day,
     )
     pace = Pace(limits, lane.windows)
-    if pace.room(now) == 0:
+    if pace.room(now) == 0 or not pace.fit(now, [1]):
         return Waiting(reason=Reason.ROOM, until=pace.next_room(now), limits=limits)
     return Waiting(reason=Reason.TURN)
 

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session, defer
 from webapp.connections.models import Connection, Health
 from webapp.delivery.models import Lane, Message, State, Tally
 from webapp.fields import N_
+from webapp.mailers import registry
 from webapp.ops.status import delivers
 from webapp.sites.models import Mode, Site
 from webapp.words import SITE, SiteState, Status, Tone
@@ -53,6 +54,7 @@ class Why(StrEnum):
     SLOWED_DOWN = "slowed-down"
     QUIET = "quiet"
     NO_CONNECTION = "no-connection"
+    NOT_LINKED = "not-linked"
     BY_CHOICE = "by-choice"
 
 
@@ -122,6 +124,8 @@ class Row:
     why: Why = Why.NOTHING
     place: str = ""
     """Where its mail goes: host and port, or the connection's name."""
+    is_linked: bool = False
+    """By an account that somebody signed in to, not by a password."""
     code: str = ""
     words: str = ""
     since: datetime | None = None
@@ -229,7 +233,9 @@ def _row(
         return Row(site=site, traffic=traffic, state=by_choice, why=Why.BY_CHOICE)
     if connection is None or lane is None:
         state = SiteState.NO_CONNECTION
-        return Row(site=site, traffic=traffic, state=state, why=Why.NO_CONNECTION)
+        kind = registry().get(connection.mailer) if connection else None
+        why = Why.NOT_LINKED if kind and kind.needs_link else Why.NO_CONNECTION
+        return Row(site=site, traffic=traffic, state=state, why=why)
     stopped = _stopped(site, connection, lane, traffic)
     if stopped is not None:
         return stopped
@@ -275,6 +281,7 @@ def _stopped(site: Site, connection: Connection, lane: Lane, traffic: Traffic) -
         state=SiteState.FAILING,
         why=why,
         place=place_of(connection),
+        is_linked=connection.grant_id is not None,
         code=connection.last_code,
         words=connection.last_words or lane.blocked_words,
         since=lane.blocked_since if blocked else connection.health_since,
@@ -284,7 +291,9 @@ def _stopped(site: Site, connection: Connection, lane: Lane, traffic: Traffic) -
 def place_of(connection: Connection) -> str:
     """What a person calls the place a connection sends to."""
     settings = connection.settings.get(connection.mailer, {})
-    return str(settings.get("host") or connection.nickname or connection.mailer)
+    kind = registry().get(connection.mailer)
+    label = kind.service or kind.label if kind else connection.mailer
+    return str(settings.get("host") or connection.nickname or label)
 
 
 # ---- traffic ----
