@@ -1,0 +1,705 @@
+"""Access tokens of linked mailboxes: at hand for every mail, renewed once for all who ask.
+
+A token is kept in memory, so that a mail costs a look into a dictionary. It is renewed by one
+thread of one process (a lock per grant, and a lease on its row), with no transaction open while
+the network is asked. What comes back counts only while the row's version is still the one it began
+with: so a late renewal undoes neither a Remove nor a new link.
+
+MSAL talks to the token endpoint, but remembers nothing for us: its memory of answers is not made
+for many threads, and would repeat a refusal up to a minute after a person has put it right.
+"""
+
+import os
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
+
+import msal
+import requests
+import sqlalchemy as sa
+import structlog
+from msal.exceptions import MsalServiceError
+from sqlalchemy.orm import Session
+from urllib3.exceptions import NameResolutionError, ProtocolError
+
+from webapp.config import ConfigError
+from webapp.crypto import Keyring, SealError
+from webapp.db import Database
+from webapp.delivery.models import Outcome
+from webapp.fields import N_
+from webapp.mailers.base import AccessToken
+from webapp.mailers.errors import (
+    Cause,
+    DeliveryError,
+    FailureKind,
+    Misconfigured,
+    NeedsReauthorisation,
+    TransientError,
+    scrub,
+)
+from webapp.microsoft import codes, service
+from webapp.microsoft.clouds import Cloud
+from webapp.microsoft.models import Grant, GrantState, OAuthApp
+
+log = structlog.get_logger(__name__)
+
+MARGIN_SECONDS = 300.0
+"""A token is renewed so long before it ends, or at half its life where it lives for minutes."""
+LOOK_EVERY = 1.0
+"""Seconds between looks at whether the grant of a token in memory is still the same."""
+REMEMBER_SECONDS = 5.0
+"""How long a failure answers for all who ask."""
+LEASE = timedelta(seconds=60)
+LONGEST_WAIT = 90.0
+"""Seconds that somebody else's renewal is waited for: a lease, and then some."""
+METADATA_SECONDS = 24 * 3600.0
+POLL = (0.05, 0.5)
+"""The first pause between looks at somebody else's renewal, and the longest."""
+MAX_WORDS = 1_000
+
+RESERVED = frozenset({"openid", "profile", "email", "offline_access"})
+"""MSAL asks for these by itself."""
+
+UNLINKED = N_("The link to this mailbox was removed.")
+NO_TOKENS = N_("The stored link holds no tokens. Link the mailbox again.")
+NO_SECRET = N_("The app registration has no secret.")
+NO_CLOUD = N_("The cloud of the app registration is not known to this installation.")
+UNREADABLE = N_("The stored link cannot be opened with the keys of this installation.")
+DATABASE_AWAY = N_("The database did not answer.")
+STILL_RENEWED = N_("Another process is renewing this link and has not finished.")
+NOT_OAUTH = N_("What answered at the sign-in address is not the sign-in service.")
+
+_IDS = (("Trace ID", "trace_id"), ("Correlation ID", "correlation_id"))
+
+_KINDS: Mapping[FailureKind, type[DeliveryError]] = {
+    FailureKind.NEEDS_REAUTHORISATION: NeedsReauthorisation,
+    FailureKind.TRANSIENT: TransientError,
+}
+"""Anything else that a token endpoint says is a matter of settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppFacts:
+    """What identifies us at a token endpoint; `tenant` is the path segment of the authority."""
+
+    client_id: str
+    secret: str = field(repr=False)
+    cloud: Cloud
+    tenant: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """A token at hand; times are seconds since 1970."""
+
+    given: AccessToken
+    version: int
+    """Of the grant, when the token was stored there."""
+    good_until: float
+    """From then on it is renewed, but still used if that fails."""
+    expires_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A grant and its registration, as stored."""
+
+    id: int
+    version: int
+    state: str
+    cache: str | None
+    scopes: Sequence[str]
+    code: str
+    words: str
+    lease_until: datetime | None
+    uid: str
+    cloud: str
+    tenant: str
+    client_id: str
+    secret: str | None
+
+    @property
+    def tried_with(self) -> tuple[object, ...]:
+        """A failure says nothing once any of this has changed."""
+        return (self.version, self.cloud, self.tenant, self.client_id, self.secret)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """What a renewal met; it answers for others who ask soon after."""
+
+    error: DeliveryError
+    tried_with: tuple[object, ...]
+    until: float
+
+
+class _Slot:
+    """What this process knows of one grant. The lock is held by whoever renews."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.held: _Held | None = None
+        self.look_at = 0.0
+        self.failure: _Failure | None = None
+
+
+class _Outdated(Exception):
+    """Something was saved meanwhile; what was to be noted is history."""
+
+
+class Tokens:
+    """Gives out access tokens; for all threads of a process, beside other processes.
+
+    `load_keys` gives the keys of today, so that a rotation is noticed; `session` makes an HTTP
+    session, which is closed after use.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        load_keys: Callable[[], Keyring],
+        clouds: Mapping[str, Cloud],
+        session: Callable[[], requests.Session],
+    ) -> None:
+        self._db = db
+        self._load_keys = load_keys
+        self._clouds = clouds
+        self._session = session
+        self._slots: dict[int, _Slot] = {}
+        self._metadata: dict[str, tuple[float, requests.Response]] = {}
+
+    # ---- what others ask for ----
+
+    def token(self, grant_id: int, *, refused: str = "", claims: str = "") -> AccessToken:
+        """A token that is still good for a while; raises DeliveryError.
+
+        `refused` is a token that the remote answered 401 to: then one that is newer, by one forced
+        renewal however many ask for it. `claims` is the challenge that came with the refusal.
+        """
+        slot = self._slot(grant_id)
+        held, now = slot.held, time.time()
+        if held is not None and held.given.value == refused:
+            held = None
+        if held is not None and not self._is_current(slot, grant_id, held):
+            held = None
+        if held is not None and now < held.good_until:
+            return held.given
+        spare = held if held is not None and now < held.expires_at else None
+        try:
+            return self._wait_for(slot, grant_id, spare, refused=refused, claims=claims).given
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the database is away", error=type(error).__name__)
+            raise TransientError(DATABASE_AWAY) from error
+
+    def renew(self, grant_id: int) -> None:
+        """Renew a grant although its token may still be good; raises DeliveryError.
+
+        When another process is at it, its renewal counts.
+        """
+        slot = self._slot(grant_id)
+        try:
+            with slot.lock:
+                held = self._stored(self._read(grant_id))
+                refused = held.given.value if held else ""
+                slot.held = self._obtain(slot, grant_id, refused=refused, claims="")
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the database is away", error=type(error).__name__)
+            raise TransientError(DATABASE_AWAY) from error
+
+    def hand_over(self, app: AppFacts, refresh_token: str, scopes: Sequence[str]) -> str:
+        """Take over a refresh token that a sign-in brought; returns the text to store as `cache`.
+
+        `scopes` are without the cloud in front. Raises DeliveryError. Needs no database.
+        """
+        if not app.secret:
+            raise Misconfigured(NO_SECRET)
+        cache = msal.SerializableTokenCache()
+        wanted = _scopes(app.cloud, scopes)
+        self._ask(
+            app,
+            cache,
+            lambda client: client.acquire_token_by_refresh_token(refresh_token, wanted),
+            hidden=(refresh_token,),
+        )
+        return str(cache.serialize())
+
+    # ---- in memory ----
+
+    def _slot(self, grant_id: int) -> _Slot:
+        found = self._slots.get(grant_id)
+        return self._slots.setdefault(grant_id, _Slot()) if found is None else found
+
+    def _is_current(self, slot: _Slot, grant_id: int, held: _Held) -> bool:
+        """Whether the grant is still the one the token is of, as far as is known to the second."""
+        now = time.monotonic()
+        if now < slot.look_at:
+            return True
+        slot.look_at = now + LOOK_EVERY
+        try:
+            row = self._db.look_up('SELECT version, state FROM "grant" WHERE id = ?', grant_id)
+        except sa.exc.SQLAlchemyError:
+            return True  # nothing can be removed while the database is away
+        if row == (held.version, GrantState.LINKED.value):
+            return True
+        if slot.held is held:
+            slot.held = None
+        return False
+
+    def _wait_for(
+        self, slot: _Slot, grant_id: int, spare: _Held | None, *, refused: str, claims: str
+    ) -> _Held:
+        """The slow way: whoever has the lock looks into the database, the others use what it found.
+
+        With a spare nobody waits for another thread.
+        """
+        seen = slot.held
+        if not slot.lock.acquire(blocking=spare is None):
+            assert spare is not None
+            return spare
+        try:
+            held = slot.held
+            is_news = held is not None and held is not seen and held.given.value != refused
+            if held is None or not is_news or time.time() >= held.expires_at:
+                held = slot.held = self._obtain(slot, grant_id, refused=refused, claims=claims)
+            return held
+        finally:
+            slot.lock.release()
+
+    # ---- one renewal, over all processes ----
+
+    def _obtain(self, slot: _Slot, grant_id: int, *, refused: str, claims: str) -> _Held:
+        """The stored token if it is good, else a new one. The slot's lock is held."""
+        pause, latest = POLL[0], time.monotonic() + LONGEST_WAIT
+        mine: _Failure | None = None
+        while True:
+            row = self._read(grant_id)
+            held = self._stored(row)
+            if held is not None and (held.given.value == refused or time.time() >= held.expires_at):
+                held = None
+            if held is not None and time.time() < held.good_until:
+                return held
+            failure = slot.failure
+            if (
+                failure is not None
+                and failure.tried_with == row.tried_with
+                and (failure is mine or time.monotonic() < failure.until)
+            ):
+                if held is not None:
+                    return _for_a_moment(held)
+                raise _once_more(failure.error)
+            if self._is_leased(row):
+                if held is not None:
+                    return _for_a_moment(held)
+                if time.monotonic() > latest:
+                    raise TransientError(STILL_RENEWED)
+                time.sleep(pause)
+                pause = min(POLL[1], pause * 2)
+                continue
+            renewed = self._renew(slot, grant_id, row, claims=claims, has_spare=held is not None)
+            if renewed is not None:
+                return renewed
+            mine = slot.failure if slot.failure is not failure else mine
+
+    def _renew(
+        self, slot: _Slot, grant_id: int, row: _Row, *, claims: str, has_spare: bool
+    ) -> _Held | None:
+        """Ask the token endpoint; None: look again at what is stored, or at what failed."""
+        me = f"{os.getpid()}-{secrets.token_hex(12)}"
+        if not self._lease(grant_id, row.version, me):
+            return None
+        try:
+            cache, renewed = self._refresh(grant_id, row, claims)
+            sealed = self._keys().seal("grant", service.grant_subject(grant_id), cache)
+        except NeedsReauthorisation as error:
+            self._note_refused(grant_id, row, me, error)
+            return None
+        except DeliveryError as error:
+            log.warning("a link was not renewed", grant=grant_id, code=error.code)
+            slot.failure = _Failure(
+                error=error,
+                tried_with=row.tried_with,
+                until=time.monotonic() + REMEMBER_SECONDS,
+            )
+            if isinstance(error, Misconfigured) and not has_spare:
+                self._note_misconfigured(grant_id, row, error)
+            self._give_back(grant_id, me)
+            return None
+        try:
+            saved = self._save(grant_id, row, me, sealed)
+        except sa.exc.SQLAlchemyError as error:
+            # The refresh token that is stored stays good, and this mail can go.
+            log.warning("a renewal was not stored", grant=grant_id, error=type(error).__name__)
+            return renewed
+        slot.failure = None
+        return replace(renewed, version=row.version + 1) if saved else None
+
+    def _refresh(self, grant_id: int, row: _Row, claims: str) -> tuple[str, _Held]:
+        """The network: a new token, and the text of the cache that it came into."""
+        app = self._facts(row)
+        cache = msal.SerializableTokenCache()
+        cache.deserialize(self._unsealed("grant", service.grant_subject(grant_id), row.cache))
+        wanted = _scopes(app.cloud, row.scopes)
+
+        def ask(client: msal.ConfidentialClientApplication) -> Any:
+            accounts = client.get_accounts()
+            return client.acquire_token_silent_with_error(
+                wanted,
+                accounts[0] if accounts else None,
+                force_refresh=True,
+                claims_challenge=claims or None,
+            )
+
+        self._ask(app, cache, ask)
+        renewed = _newest(cache, app.cloud, row)
+        if renewed is None:
+            raise TransientError(NOT_OAUTH, cause_code=Cause.PROTOCOL)
+        log.info("a link was renewed", grant=grant_id)
+        return str(cache.serialize()), renewed
+
+    def _ask(
+        self,
+        app: AppFacts,
+        cache: msal.SerializableTokenCache,
+        call: Callable[[msal.ConfidentialClientApplication], Any],
+        hidden: Sequence[str] = (),
+    ) -> None:
+        """One call by MSAL, which leaves what it brings in `cache`. Raises DeliveryError."""
+        known = cache.search(cache.CredentialType.REFRESH_TOKEN)
+        hidden = (app.secret, *hidden, *(str(entry["secret"]) for entry in known))
+        session = self._session()
+        wire = _Wire(session, self._metadata)
+        try:
+            client = msal.ConfidentialClientApplication(
+                app.client_id,
+                client_credential=app.secret,
+                authority=app.cloud.authority(app.tenant),
+                instance_discovery=False,
+                http_client=wire,
+                token_cache=cache,
+            )
+            wire.remember()
+            result = call(client)
+        except requests.RequestException as error:
+            raise _network_failure(error, hidden) from error
+        except (MsalServiceError, ValueError, KeyError) as error:
+            if wire.last is None:
+                raise Misconfigured(scrub(str(error), hidden)[:MAX_WORDS]) from error
+            raise _refusal(_body(wire.last), wire.last, hidden) from error
+        finally:
+            session.close()
+        if result is None:
+            raise NeedsReauthorisation(NO_TOKENS, cause_code=Cause.AUTH)
+        if "access_token" not in result:
+            raise _refusal(result, wire.last, hidden)
+
+    # ---- the database ----
+
+    def _read(self, grant_id: int) -> _Row:
+        """The grant as it is now; raises NeedsReauthorisation when there is no link to use."""
+        with self._db.reader.connect() as connection:
+            found = connection.execute(_GRANT, {"key": grant_id}).one_or_none()
+        if found is None or found.state == GrantState.REMOVED:
+            raise NeedsReauthorisation(UNLINKED, cause_code=Cause.AUTH)
+        if found.state == GrantState.NEEDS_REAUTHORISATION:
+            raise NeedsReauthorisation(found.words, code=found.code, cause_code=Cause.AUTH)
+        return _Row(**found._mapping)
+
+    def _stored(self, row: _Row) -> _Held | None:
+        """The newest token in the database; raises TransientError when it cannot be opened."""
+        cloud = self._clouds.get(row.cloud)
+        if cloud is None or row.cache is None:
+            return None
+        cache = msal.SerializableTokenCache()
+        cache.deserialize(self._unsealed("grant", service.grant_subject(row.id), row.cache))
+        return _newest(cache, cloud, row)
+
+    def _facts(self, row: _Row) -> AppFacts:
+        """Raises Misconfigured when the registration is not complete."""
+        cloud = self._clouds.get(row.cloud)
+        if cloud is None:
+            raise Misconfigured(NO_CLOUD)
+        if row.secret is None:
+            raise Misconfigured(NO_SECRET)
+        secret = self._unsealed("oauth-app", service.app_subject(row.uid), row.secret)
+        return AppFacts(client_id=row.client_id, secret=secret, cloud=cloud, tenant=row.tenant)
+
+    def _keys(self) -> Keyring:
+        try:
+            return self._load_keys()
+        except ConfigError as error:
+            raise TransientError(UNREADABLE) from error
+
+    def _unsealed(self, purpose: str, subject: str, token: str | None) -> str:
+        """Opened with the keys of today, which may be others than a minute ago."""
+        if token is None:
+            return "{}"
+        try:
+            return str(self._keys().unseal(purpose, subject, token))
+        except SealError as error:
+            raise TransientError(UNREADABLE) from error
+
+    def _is_leased(self, row: _Row) -> bool:
+        return row.lease_until is not None and row.lease_until >= self._db.now()
+
+    def _lease(self, grant_id: int, version: int, me: str) -> bool:
+        """Become the one who renews this grant."""
+        now = self._db.now()
+        free = sa.or_(Grant.lease_until.is_(None), Grant.lease_until < now)
+        return self._change(
+            sa.update(Grant)
+            .where(Grant.id == grant_id, Grant.version == version, free)
+            .values(lease_owner=me, lease_until=now + LEASE)
+        )
+
+    def _save(self, grant_id: int, row: _Row, me: str, sealed: str) -> bool:
+        """Store what a renewal brought, unless it is history."""
+        now = self._db.now()
+        return self._change(
+            _leased_by(grant_id, me)
+            .where(Grant.version == row.version)
+            .values(
+                cache=sealed,
+                version=row.version + 1,
+                renewed_at=now,
+                renew_at=service.next_renewal(now),
+                lease_owner="",
+                lease_until=None,
+            )
+        )
+
+    def _give_back(self, grant_id: int, me: str) -> None:
+        self._change(_leased_by(grant_id, me).values(lease_owner="", lease_until=None))
+
+    def _change(self, statement: sa.Update) -> bool:
+        """Whether it changed its one row."""
+        with self._db.write_connection() as connection:
+            return connection.execute(statement).rowcount == 1
+
+    def _note_refused(self, grant_id: int, row: _Row, me: str, error: DeliveryError) -> None:
+        """Nothing goes by this grant until somebody signs in again."""
+        now = self._db.now()
+        with self._db.write() as session:
+            noted = session.execute(
+                _leased_by(grant_id, me)
+                .where(Grant.version == row.version)
+                .values(
+                    state=GrantState.NEEDS_REAUTHORISATION,
+                    state_since=now,
+                    code=error.code[:40],
+                    words=error.words,
+                    version=row.version + 1,
+                    lease_owner="",
+                    lease_until=None,
+                )
+                .returning(Grant.id)
+            ).first()
+            if noted is None:
+                return
+            _note(session, grant_id, Outcome.NEEDS_REAUTHORISATION, error, now)
+        log.warning("a link is refused", grant=grant_id, code=error.code)
+
+    def _note_misconfigured(self, grant_id: int, row: _Row, error: DeliveryError) -> None:
+        """Nothing goes by this registration until somebody changes it; unless somebody just did."""
+        try:
+            with self._db.write() as session:
+                # In the order in which a page takes these rows that saves a registration.
+                _note(session, grant_id, Outcome.MISCONFIGURED, error, self._db.now())
+                current = session.execute(
+                    sa.select(Grant.version, OAuthApp.secret)
+                    .join(OAuthApp, OAuthApp.id == Grant.app_id)
+                    .where(Grant.id == grant_id)
+                    .with_for_update(of=OAuthApp)
+                ).one()
+                if tuple(current) != (row.version, row.secret):
+                    raise _Outdated
+        except _Outdated:
+            log.info("a refusal is history", grant=grant_id)
+
+
+_GRANT = (
+    sa.select(
+        Grant.id,
+        Grant.version,
+        Grant.state,
+        Grant.cache,
+        Grant.scopes,
+        Grant.code,
+        Grant.words,
+        Grant.lease_until,
+        OAuthApp.uid,
+        OAuthApp.cloud,
+        OAuthApp.tenant,
+        OAuthApp.client_id,
+        OAuthApp.secret,
+    )
+    .join(OAuthApp, OAuthApp.id == Grant.app_id)
+    .where(Grant.id == sa.bindparam("key"))
+)
+
+
+def _leased_by(grant_id: int, me: str) -> sa.Update:
+    return sa.update(Grant).where(Grant.id == grant_id, Grant.lease_owner == me)
+
+
+def _note(
+    session: Session, grant_id: int, kind: Outcome, error: DeliveryError, now: datetime
+) -> None:
+    service.note_refusal(session, grant_id, kind=kind, code=error.code, words=error.words, now=now)
+
+
+def _scopes(cloud: Cloud, scopes: Sequence[str]) -> list[str]:
+    return [cloud.scope(scope) for scope in scopes if scope not in RESERVED]
+
+
+def _newest(cache: msal.SerializableTokenCache, cloud: Cloud, row: _Row) -> _Held | None:
+    """The access token that came last into a cache; a cache is of one grant only."""
+    kind = cache.CredentialType.ACCESS_TOKEN
+    found = list(cache.search(kind, query={"client_id": row.client_id}))
+    if not found:
+        return None
+    newest = max(found, key=lambda entry: int(entry["cached_at"]))
+    came_at, expires_at = float(newest["cached_at"]), float(newest["expires_on"])
+    return _Held(
+        given=AccessToken(value=str(newest["secret"]), api=cloud.api),
+        version=row.version,
+        good_until=expires_at - min(MARGIN_SECONDS, (expires_at - came_at) / 2),
+        expires_at=expires_at,
+    )
+
+
+def _for_a_moment(held: _Held) -> _Held:
+    """A token that should be renewed, but cannot be now."""
+    return replace(held, good_until=min(held.expires_at, time.time() + REMEMBER_SECONDS))
+
+
+def _once_more(error: DeliveryError) -> DeliveryError:
+    """The same error for somebody else; one that is raised twice would gather tracebacks."""
+    return type(error)(
+        error.words,
+        code=error.code,
+        retry_after=error.retry_after,
+        cause_code=error.cause_code,
+    )
+
+
+# ---- the wire, and what comes back ----
+
+
+class _Wire:
+    """What MSAL makes its requests by: keeps metadata for a day, and the last answer at hand."""
+
+    def __init__(
+        self, session: requests.Session, metadata: dict[str, tuple[float, requests.Response]]
+    ) -> None:
+        self.last: requests.Response | None = None
+        self._session = session
+        self._metadata = metadata
+        self._fetched: dict[str, requests.Response] = {}
+
+    def get(self, url: str, **options: Any) -> requests.Response:
+        """MSAL's: metadata only."""
+        until, known = self._metadata.get(url, (0.0, None))
+        if known is not None and time.monotonic() < until:
+            return known
+        self.last = self._fetched[url] = self._session.get(url, **options)
+        return self.last
+
+    def post(self, url: str, **options: Any) -> requests.Response:
+        """MSAL's: the token endpoint. A redirect would carry the secret elsewhere."""
+        self.last = self._session.post(url, allow_redirects=False, **options)
+        return self.last
+
+    def remember(self) -> None:
+        """The metadata made sense."""
+        until = time.monotonic() + METADATA_SECONDS
+        self._metadata.update({url: (until, answer) for url, answer in self._fetched.items()})
+        self.last = None
+
+    def close(self) -> None:
+        """MSAL's; the session is closed by whoever made it."""
+
+
+def _body(answer: requests.Response) -> Mapping[str, Any]:
+    """An answer in JSON; empty where a gateway or a proxy spoke."""
+    try:
+        found = answer.json()
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _refusal(
+    body: Mapping[str, Any], answer: requests.Response | None, hidden: Sequence[str]
+) -> DeliveryError:
+    """What a token endpoint means by an answer without a token."""
+    status = answer.status_code if answer is not None else 400
+    error, said = str(body.get("error") or ""), str(body.get("error_description") or "")
+    numbers = [str(number) for number in body.get("error_codes") or ()]
+    if not numbers and (found := codes.find_code(said)):
+        numbers = [found.removeprefix("AADSTS")]
+    names = [f"AADSTS{number}" for number in numbers]
+    code = next((name for name in names if codes.is_known(name)), names[0] if names else error)
+    words = _words(body, said or error, hidden)
+    if status == 429 or status >= 500:
+        return TransientError(
+            words or f"HTTP {status}",
+            code=code or f"HTTP {status}",
+            retry_after=_retry_after(answer),
+            cause_code=Cause.RATE if status == 429 else Cause.UNKNOWN,
+        )
+    if not error:
+        return TransientError(NOT_OAUTH, code=f"HTTP {status}", cause_code=Cause.PROTOCOL)
+    kind = codes.kind_of_token_error(error, numbers, str(body.get("suberror") or ""))
+    raised = _KINDS.get(kind, Misconfigured)
+    cause = Cause.AUTH if raised is NeedsReauthorisation else Cause.UNKNOWN
+    return raised(words, code=code[:40], cause_code=cause)
+
+
+def _words(body: Mapping[str, Any], said: str, hidden: Sequence[str]) -> str:
+    """The first line of what was said, and the ids that Microsoft's support asks for."""
+    lines = scrub(said, hidden).splitlines()
+    words = lines[0].strip()[: MAX_WORDS - 160] if lines else ""
+    for label, name in _IDS:
+        stated = re.search(rf"{label}: *([0-9A-Za-z-]+)", said)
+        value = stated[1] if stated else str(body.get(name) or "")[:40]
+        if value and value not in words:
+            words += f" {label}: {value}"
+    return words.strip()
+
+
+def _retry_after(answer: requests.Response | None) -> timedelta | None:
+    """Seconds; no date was ever seen here."""
+    text = answer.headers.get("Retry-After", "") if answer is not None else ""
+    return timedelta(seconds=min(int(text), 3600)) if text.isdecimal() else None
+
+
+def _network_failure(error: requests.RequestException, hidden: Sequence[str]) -> TransientError:
+    """No answer. The innermost error says why, without addresses of objects and of proxies."""
+    innermost = list(_chain(error))[-1]
+    url = error.request.url if error.request is not None else None
+    host = urlsplit(url or "").hostname or ""
+    words = f"{host}: {innermost}" if host else str(innermost)
+    return TransientError(scrub(words, hidden)[:MAX_WORDS], cause_code=_cause(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _cause(error: requests.RequestException) -> Cause:
+    if isinstance(error, requests.exceptions.SSLError):
+        return Cause.TLS
+    if isinstance(error, requests.ReadTimeout):
+        return Cause.TIMEOUT
+    found = {type(inner) for inner in _chain(error)}
+    if NameResolutionError in found:
+        return Cause.DNS
+    return Cause.LOST if ProtocolError in found else Cause.CONNECT
