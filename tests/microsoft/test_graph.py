@@ -281,6 +281,7 @@ def test_a_202_stays_a_success_when_the_rest_of_it_is_lost(place):
         ("7", timedelta(seconds=7)),
         ("0", timedelta()),
         ("Mon, 23 Nov 2026 15:05:41 GMT", timedelta(seconds=29.598)),
+        ("Mon, 23 Nov 2026 15:05:41 -0000", timedelta(seconds=29.598)),
         ("Mon, 23 Nov 2026 15:00:00 GMT", timedelta()),
         ("999999999999999999999", timedelta(days=1)),
         ("Mon, 23 Nov 9999 15:00:00 GMT", timedelta(days=1)),
@@ -422,6 +423,11 @@ def test_a_certificate_that_nobody_vouches_for_is_transient(place):
         Graph(place.server.url).send_mime(TOKEN, MIME)
     assert caught.value.cause_code is Cause.TLS
     assert place.server.asked == []
+
+
+def test_without_a_file_of_our_own_the_usual_certificates_are_trusted(place, monkeypatch):
+    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", place.ca_file)
+    assert Graph(place.server.url).send_mime(TOKEN, MIME).status == 202
 
 
 def test_a_server_without_tls_is_transient(place):
