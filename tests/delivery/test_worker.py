@@ -112,15 +112,15 @@ class Post:
         self.waker.wake()
         return [answer.queue_id for answer in answers]
 
-    def work(self) -> Worker:
-        worker = Worker(
-            self.installation,
-            Surroundings(
-                hostname="postroom.example",
-                timeout=timedelta(seconds=5),
-                answer_timeout=timedelta(seconds=5),
-            ),
+    def surroundings(self) -> Surroundings:
+        return Surroundings(
+            hostname="postroom.example",
+            timeout=timedelta(seconds=5),
+            answer_timeout=timedelta(seconds=5),
         )
+
+    def work(self) -> Worker:
+        worker = Worker(self.installation, self.surroundings())
         thread = threading.Thread(target=worker.run, daemon=True)
         thread.start()
         self.workers.append((worker, thread))
