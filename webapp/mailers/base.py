@@ -128,7 +128,10 @@ class Mailer(ABC):
 
     @abstractmethod
     def lane_key(self) -> str:
-        """What the remote limits: mails with the same key share one pace. Holds no secret."""
+        """What the remote limits: mails with the same key share one pace. Holds no secret.
+
+        Empty where the account that is linked decides.
+        """
 
     def send(self, envelope: Envelope, content: bytes, surroundings: Surroundings) -> Receipt:
         """Hand over a single mail in a conversation of its own."""

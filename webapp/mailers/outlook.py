@@ -65,7 +65,7 @@ class OutlookMailer(Mailer):
         return OutlookConversation(self, surroundings)
 
     def lane_key(self) -> str:
-        """Not known here: the lane is the mailbox's."""
+        """Empty: the lane is the mailbox's."""
         return ""
 
 
