@@ -8,13 +8,15 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
-from tests.factories import a_lane, a_message, a_site, an_installation
+from tests.factories import a_lane, a_message, a_site, an_app, an_installation
 from webapp.cli import postroom
 from webapp.connections.models import Connection
 from webapp.connections.service import load_mailer
 from webapp.delivery.models import Lane, Message, State
 from webapp.installation import Installation
 from webapp.mailers.smtp import Encryption, Smtp
+from webapp.microsoft.models import OAuthApp
+from webapp.microsoft.service import secret_of
 from webapp.sites.models import Site
 
 CREATE = ("connection", "create", "shop", "--mailer", "smtp", "--set", "host=127.0.0.1")
@@ -116,9 +118,11 @@ def test_forcing_the_from_can_be_left_off(installation: Installation) -> None:
 def test_limits_that_are_not_named_stay_as_the_lane_has_them(installation: Installation) -> None:
     with installation.db.write() as session:
         a_lane(session, "smtp:@127.0.0.1:587", per_minute=5, per_day=9)
-    made(*CREATE, "--per-minute", "30", "--per-day", "none", "--concurrency", "2")
+    limits = ("--per-minute", "30", "--per-day", "none", "--recipients-per-day", "2000")
+    made(*CREATE, *limits, "--concurrency", "2")
     lane = stored(installation)[2]
     assert (lane.concurrency, lane.per_minute, lane.per_hour, lane.per_day) == (2, 30, None, None)
+    assert lane.recipients_per_day == 2000
 
 
 @pytest.mark.parametrize(
@@ -155,3 +159,69 @@ def test_a_site_or_a_mailer_that_is_not_there_is_refused(installation: Installat
     pigeon = run("connection", "create", "shop", "--mailer", "pigeon")
     assert pigeon.exit_code == 64
     assert "there are: outlook, smtp" in pigeon.stderr
+
+
+# ---- 365 / Outlook ----
+
+OUTLOOK = ("connection", "create", "shop", "--mailer", "outlook")
+CLIENT_ID = "3f1c2d84-9a07-4e51-8a3b-6d2f0c9b71e5"
+
+
+def test_an_outlook_connection_is_made_by_the_shared_registration_and_linked_by_a_person(
+    installation: Installation,
+) -> None:
+    with installation.db.write() as session:
+        app = an_app(session, installation.keyring)
+        a_message(session, session.scalars(sa.select(Site)).one(), state=State.QUEUED)
+    answer = made(*OUTLOOK, "--primary")
+    with installation.db.read() as session:
+        found = session.scalars(sa.select(Connection)).one()
+        assert session.scalars(sa.select(Site)).one().primary_connection_id == found.id
+    assert found.settings["outlook"] == {"one_click": True, "shared_app": app.uid}
+    assert (found.lane_id, found.grant_id) == (None, None)
+    address = f"{installation.settings.url}/sites/shop/connections/{found.uid}/link"
+    assert answer["link"] == address
+    assert "/link" in run(*OUTLOOK).stdout
+
+
+def test_an_outlook_connection_brings_a_registration_of_its_own(
+    installation: Installation, tmp_path: Path
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text("Xy7~abcdefghijklmnopqrstuvwxyz0123456789\n")
+    own = ("--set", f"client_id={CLIENT_ID}", "--set", f"client_secret=@{file}")
+    answer = made(*OUTLOOK, *own, "--set", "cloud=china", "--set", "tenant=contoso.example")
+    with installation.db.read() as session:
+        app = session.scalars(sa.select(OAuthApp)).one()
+        found = session.scalars(sa.select(Connection)).one()
+    assert (app.connection_id, app.client_id) == (found.id, CLIENT_ID)
+    assert (app.cloud, app.tenant) == ("china", "contoso.example")
+    assert secret_of(app, installation.keyring) == "Xy7~abcdefghijklmnopqrstuvwxyz0123456789"
+    assert found.settings["outlook"]["one_click"] is False
+    assert "Xy7" not in json.dumps(answer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--per-minute", "30"), 64, "limits belong to the mailbox"),
+        (("--set", "client_secret=typed"), 64, "client_secret=@FILE"),
+        (("--set", "client_id=x"), 65, "client_id: Enter the Application (client) ID"),
+        (("--set", "client_id=", "--set", "tenant=?"), 65, "tenant: Enter the Directory"),
+        (("--set", f"client_id={CLIENT_ID}", "--set", "one_click=true"), 64, "one_click=true"),
+        (("--set", "shared_app=nothing"), 65, "no registration with this id"),
+        (("--set", "host=x"), 65, "There is no setting of this name."),
+        ((), 65, "shared_app: Name one of"),
+    ],
+)
+def test_an_outlook_connection_that_cannot_be_made_leaves_nothing(
+    installation: Installation, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    with installation.db.write() as session:
+        apps = [an_app(session, installation.keyring, name=name) for name in ("One", "Two")]
+    result = run(*OUTLOOK, *arguments)
+    assert result.exit_code == code
+    assert said in result.stderr
+    with installation.db.read() as session:
+        assert session.scalar(sa.select(Connection.id)) is None
+        assert session.scalar(sa.select(sa.func.count(OAuthApp.id))) == len(apps)

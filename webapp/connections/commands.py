@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,12 +23,22 @@ from webapp.fields import FieldErrors, from_texts, questions
 from webapp.installation import Installation, open_installation
 from webapp.mailers import registry
 from webapp.mailers.base import Mailer
+from webapp.mailers.outlook import OutlookMailer
+from webapp.microsoft import service as microsoft
+from webapp.microsoft.clouds import GLOBAL, Segment, clouds
+from webapp.microsoft.service import AppValues
 from webapp.sites.models import Site
 from webapp.sites.service import all_sites, find_site
 
 ACTOR = "command line"
 USAGE, DATA, NO_USER, NO_INPUT = 64, 65, 67, 66
-LIMITS = ("concurrency", "per_minute", "per_hour", "per_day")
+LIMITS = ("concurrency", "per_minute", "per_hour", "per_day", "recipients_per_day")
+OF_AN_APP = ("name", "client_id", "client_secret", "cloud", "tenant", "secret_expires_on")
+"""What `--set` takes besides the mailer's own settings where an account is linked: the connection
+then brings an app registration of its own."""
+OUTLOOK = OutlookMailer.slug
+OFF = {"false", "off", "no", "0"}
+BELONGS_TO_MAILBOX = "limits belong to the mailbox: set them once it is linked"
 
 
 @click.group()
@@ -57,6 +68,7 @@ def connection() -> None:
 @click.option("--per-minute", metavar="N|none", help="Mails a minute.")
 @click.option("--per-hour", metavar="N|none", help="Mails an hour.")
 @click.option("--per-day", metavar="N|none", help="Mails a day.")
+@click.option("--recipients-per-day", metavar="N|none", help="Recipients a day.")
 @click.option("--primary", is_flag=True, help="The site sends with it from now on.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
 def create(
@@ -71,11 +83,19 @@ def create(
     as_json: bool,
     **limits: str | None,
 ) -> None:
-    """Give a site a connection. Hosts in private networks are fine here."""
+    """Give a site a connection. Hosts in private networks are fine here.
+
+    With --mailer outlook it uses a registration of this installation; name its own by client_id,
+    client_secret=@FILE, cloud, tenant and secret_expires_on. A person then signs in, at the address
+    that is printed.
+    """
     kind = registry().get(mailer)
     if kind is None:
         refuse(f"there is no mailer {mailer}; there are: {', '.join(registry())}", USAGE)
     texts = read_settings(kind, given)
+    app = own_registration(kind, texts)
+    if kind.needs_link and any(value is not None for value in limits.values()):
+        refuse(BELONGS_TO_MAILBOX, USAGE)
     with closing(open_installation()) as installation:
         try:
             made, waiting = store(
@@ -90,6 +110,7 @@ def create(
                     force_from=bool(from_email) if force_from is None else force_from,
                 ),
                 chosen_limits(limits),
+                app=app,
                 primary=primary,
             )
         except FieldErrors as error:
@@ -99,11 +120,15 @@ def create(
             )
         with closing(Waker(installation.settings.instance)) as waker:
             waker.wake()
+    address = link_address(installation, slug, made) if kind.needs_link else ""
     if as_json:
-        click.echo(json.dumps({**shown(made), "primary": primary, "waiting": waiting}))
+        linked = {"link": address} if address else {}
+        click.echo(json.dumps({**shown(made), "primary": primary, "waiting": waiting, **linked}))
         return
     click.echo(f"The connection is made. Its id is {made.uid}.")
-    if waiting:
+    if address:
+        click.echo(f"Somebody who may edit the site links the mailbox at {address}")
+    elif waiting:
         click.echo(f"Waiting mails that now leave by it: {waiting}.")
 
 
@@ -133,22 +158,77 @@ def store(
     values: FormValues,
     wanted: Mapping[str, int | None],
     *,
+    app: AppValues | None,
     primary: bool,
 ) -> tuple[Connection, int]:
     """Save it, and tell the ledger; also returns how many waiting mails now leave by it."""
     now = installation.db.now()
     with installation.db.write() as session:
         site = the_site(session, slug)
+        if values.mailer == OUTLOOK and app is None:
+            values = replace(values, settings=with_shared_app(session, values.settings))
         made = service.save_connection(
             session, installation.keyring, site, None, values, actor=ACTOR, now=now
         )
+        if app is not None:
+            microsoft.save_app(
+                session,
+                installation.keyring,
+                None,
+                app,
+                clouds=clouds(installation.settings),
+                connection=made,
+                actor=ACTOR,
+                now=now,
+            )
+        if primary:
+            service.set_primary(session, site, made, actor=ACTOR, now=now)
+        if values.mailer == OUTLOOK:
+            return made, microsoft.use_app(session, site, made, now)
         lane_key = service.load_mailer(made, installation.keyring).lane_key()
         limits = merged_limits(session, lane_key, wanted)
         waiting = replan.connection_saved(session, made, lane_key=lane_key, limits=limits, now=now)
         if primary:
-            service.set_primary(session, site, made, actor=ACTOR, now=now)
             waiting += replan.primary_changed(session, site, now)
     return made, waiting
+
+
+def own_registration(kind: type[Mailer], texts: dict[str, str]) -> AppValues | None:
+    """The registration that the connection brings, taken out of the settings; None for none."""
+    if kind.slug != OUTLOOK:
+        return None
+    given = {name: texts.pop(name) for name in OF_AN_APP if name in texts}
+    if not given:
+        return None
+    if texts.setdefault("one_click", "false").lower() not in OFF:
+        refuse("with one_click=true the registration of this installation is used", USAGE)
+    return AppValues(
+        name=given.get("name", ""),
+        cloud=given.get("cloud", GLOBAL),
+        tenant=given.get("tenant", Segment.COMMON.value),
+        client_id=given.get("client_id", ""),
+        secret=given.get("client_secret", ""),
+        secret_expires_on=given.get("secret_expires_on", ""),
+    )
+
+
+def with_shared_app(session: Session, settings: Mapping[str, object]) -> dict[str, object]:
+    """The settings with the registration that One-Click Setup uses; raises FieldErrors."""
+    if not settings.get("one_click", True):
+        return dict(settings)
+    apps = {app.uid: app for app in microsoft.shared_apps(session)}
+    chosen = str(settings.get("shared_app") or "")
+    if chosen and chosen not in apps:
+        raise FieldErrors({"shared_app": "There is no registration with this id."})
+    if len(apps) > 1 and not chosen:
+        ids = ", ".join(f"{app.uid} ({app.name})" for app in apps.values())
+        raise FieldErrors({"shared_app": f"Name one of {ids}."})
+    return {**settings, "shared_app": chosen or next(iter(apps), "")}
+
+
+def link_address(installation: Installation, slug: str, made: Connection) -> str:
+    """Where a person links the mailbox."""
+    return f"{installation.settings.url}/sites/{slug}/connections/{made.uid}/link"
 
 
 def the_site(session: Session, slug: str) -> Site:
@@ -186,6 +266,8 @@ def form_values(
 def read_settings(kind: type[Mailer], given: Iterable[str]) -> dict[str, str]:
     """The `NAME=VALUE` pairs; a secret is read from a file or from standard input."""
     secret = {asked.name for asked in questions(kind) if asked.question.secret}
+    if kind.slug == OUTLOOK:
+        secret.add("client_secret")
     texts = {}
     for pair in given:
         name, equals, value = pair.partition("=")

@@ -130,6 +130,8 @@ class Links:
     own: Standing
     apps: tuple[OAuthApp, ...]
     """The shared registrations, to choose from."""
+    used: Standing | None
+    """That of the two by which mail leaves, as it is stored; None for another mailer."""
     mailbox: Mailbox | None
     """Of the link in use."""
 
@@ -276,8 +278,8 @@ def connection_form(
     }
     apps = [(app.uid, app.name or app.client_id) for app in links.apps]
     mailers[OUTLOOK].shared_app.choices = choices(apps)
-    if links.shared.app is not None and not mailers[OUTLOOK].shared_app.data:
-        mailers[OUTLOOK].shared_app.data = links.shared.app.uid
+    if not mailers[OUTLOOK].shared_app.raw_data:  # there is a menu only where there are several
+        mailers[OUTLOOK].shared_app.data = links.shared.app.uid if links.shared.app else ""
     return ConnectionForm(
         block=FromForm(data=stored),
         mailers=mailers,

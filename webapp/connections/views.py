@@ -37,7 +37,7 @@ from webapp.mailers.outlook import OutlookMailer
 from webapp.microsoft import apps
 from webapp.microsoft import link as flows
 from webapp.microsoft import service as microsoft
-from webapp.microsoft.clouds import clouds, is_personal
+from webapp.microsoft.clouds import Segment, clouds, is_personal
 from webapp.microsoft.link import ConsentRequest
 from webapp.microsoft.models import Link, Mailbox, OAuthApp
 from webapp.microsoft.standing import LinkState, Standing, is_secure, link_standing
@@ -177,10 +177,18 @@ def links_of(session: Session, connection: Connection | None) -> Links:
     offered = microsoft.shared_apps(session)
     shared = shared_app_shown(session, connection, offered)
     own = microsoft.own_app(session, connection)
+    found = {
+        True: link_standing(session, settings, connection, shared, one_click=True, now=at),
+        False: link_standing(session, settings, connection, own, one_click=False, now=at),
+    }
+    used = None
+    if connection is not None and connection.mailer == OUTLOOK:
+        used = found[bool(connection.settings.get(OUTLOOK, {}).get("one_click", True))]
     return Links(
-        shared=link_standing(session, settings, connection, shared, one_click=True, now=at),
-        own=link_standing(session, settings, connection, own, one_click=False, now=at),
+        shared=found[True],
+        own=found[False],
         apps=tuple(offered),
+        used=used,
         mailbox=microsoft.mailbox_of(session, connection) if connection else None,
     )
 
@@ -414,7 +422,7 @@ def modes(form: ConnectionForm, *, secure: bool) -> list[Mode]:
 def mode(session: Session, connection: Connection | None, css: str, standing: Standing) -> Mode:
     """One way to link, with the question to an administrator that is out about it."""
     app = standing.app
-    if connection is None or app is None or not flows.can_ask_admin(app):
+    if connection is None or app is None or app.tenant == Segment.CONSUMERS:
         return Mode(css=css, standing=standing)
     request = flows.consent_request(session, installation().keyring, connection, app)
     account = standing.mailbox.address if standing.mailbox else ""

@@ -86,7 +86,7 @@ class Standing:
     since: datetime | None = None
     waiting: int = 0
     days_left: int | None = None
-    """Until the secret expires; negative once it has."""
+    """Until the stored secret expires; negative once it has."""
 
     @property
     def is_linked(self) -> bool:
@@ -158,7 +158,7 @@ def link_standing(
     """How a connection stands with a registration: a shared one with `one_click`, or its own."""
     link, grant, mailbox = _linked(session, connection, app)
     consent = _consent(session, connection, app, now)
-    expires_on = app.secret_expires_on if app else None
+    expires_on = app.secret_expires_on if app and app.secret is not None else None
     is_used = _is_used(connection, app, one_click)
     state = _state(settings, app, grant, consent, one_click=one_click, is_used=is_used)
     health = _health(connection, grant) if is_used else None
