@@ -6,23 +6,19 @@ refresh token goes to MSAL, which renews it from then on.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-import requests
 import sqlalchemy as sa
-from authlib.common.errors import AuthlibBaseError
 from authlib.integrations.flask_client import FlaskIntegration
 from authlib.integrations.flask_client.apps import FlaskOAuth2App
 from authlib.integrations.requests_client import OAuth2Session
 from flask import session as cookie
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
-from joserfc.errors import JoseError
 from sqlalchemy.orm import Session
 
 from webapp import audit, ids
@@ -32,14 +28,24 @@ from webapp.config import Settings
 from webapp.connections.models import Connection
 from webapp.crypto import Keyring, SealError
 from webapp.delivery.wake import Waker
-from webapp.explain.match import LINK_NO_CODE, LINK_SCOPE_MISSING, LINK_STATE, explain, explain_link
-from webapp.explain.model import WHO_LABELS, Action, Explanation, values_for
+from webapp.explain.match import LINK_NO_CODE, LINK_SCOPE_MISSING, LINK_STATE, explain_link
 from webapp.mailers.errors import DeliveryError
 from webapp.microsoft import service
 from webapp.microsoft.clouds import Cloud, Segment, clouds, is_guid, is_personal
 from webapp.microsoft.codes import find_code
 from webapp.microsoft.graph import Graph, Me
 from webapp.microsoft.models import Consent, FlowKind, Grant, Link, LinkFlow, Mailbox, OAuthApp
+from webapp.microsoft.refusals import (
+    MAX_WORDS,
+    Notice,
+    NotLinked,
+    clean,
+    explained,
+    failed,
+    notice_of,
+    refused,
+    told,
+)
 from webapp.microsoft.service import Account, Attached
 from webapp.microsoft.standing import SIGN_IN, is_secure
 from webapp.microsoft.tokens import AppFacts, Tokens
@@ -55,8 +61,6 @@ FLOW_LASTS = timedelta(hours=1)
 REQUEST_LASTS = timedelta(days=30)
 MOST_UNDER_WAY = 5
 """So many sign-ins may be under way in one browser; their states share one cookie."""
-MAX_WORDS = 1_200
-"""Of Microsoft's words in a notice, which travels in a cookie. They are a third of that."""
 
 PERMISSIONS = (
     ("User.Read", _l("to read the name and the address of the account")),
@@ -68,24 +72,6 @@ PERMISSIONS = (
 _NAME = "microsoft"
 _IN_COOKIE = f"_state_{_NAME}_"
 """How Authlib names a state in the session."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Notice:
-    """What went wrong, in sentences that are translated already."""
-
-    strong: str
-    text: str
-    ask_admin: bool = False
-    """Whether an administrator's consent would help."""
-
-
-class NotLinked(Exception):
-    """The link cannot be begun or finished; nothing was changed."""
-
-    def __init__(self, notice: Notice) -> None:
-        super().__init__(notice.strong)
-        self.notice = notice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +92,22 @@ class Opened:
         return (self.mailbox.sign_in_name or self.mailbox.address) if self.mailbox else ""
 
     @property
+    def host(self) -> str:
+        """Who is asked when people sign in."""
+        return urlsplit(self.cloud.login).netloc
+
+    @property
+    def known(self) -> dict[str, object]:
+        """Values for explanations."""
+        return {
+            "account": self.hint,
+            "from_email": self.connection.from_email,
+            "app_name": self.app.name,
+            "client_id": self.app.client_id,
+            "host": self.host,
+        }
+
+    @property
     def identity(self) -> list[str]:
         """What a code belongs to: another registration cannot redeem it."""
         return [self.app.cloud, self.app.tenant, self.app.client_id]
@@ -122,6 +124,8 @@ class Flow:
     identity: list[str]
     memory: dict[str, str] = field(repr=False)
     """What Authlib wants back: verifier, nonce, redirect URI."""
+    in_cookie: Mapping[str, object] | None
+    """What the session of this browser knows of it; None in another browser."""
 
 
 # ---- addresses and permissions ----
@@ -155,7 +159,7 @@ def open_link(session: Session, site: Site, connection: Connection) -> Opened:
     """What a link of this connection needs; raises NotLinked where it cannot be made."""
     settings = installation().settings
     if not is_secure(settings):
-        raise _refused(
+        raise refused(
             _("Microsoft cannot send you back here."),
             _(
                 "It sends people back to https or to localhost only, and this Postroom is opened "
@@ -165,24 +169,24 @@ def open_link(session: Session, site: Site, connection: Connection) -> Opened:
             ),
         )
     if connection.mailer != service.SLUG:
-        raise _refused(
+        raise refused(
             _("This connection is not 365 / Outlook."),
             _("Choose 365 / Outlook as the mailer, and save. Then link the mailbox."),
         )
     app = service.app_in_use(session, connection)
     one_click = connection.settings.get(service.SLUG, {}).get("one_click", True)
     if app is None or not service.is_complete(app):
-        raise _refused(_("The app registration is not complete."), _what_is_missing(one_click))
+        raise refused(_("The app registration is not complete."), _what_is_missing(one_click))
     cloud = clouds(settings).get(app.cloud)
     if cloud is None:
-        raise _refused(
+        raise refused(
             _("The cloud of the app registration is not set up here any more."),
             _("Choose another cloud in the registration, and save."),
         )
     try:
         secret = service.secret_of(app, installation().keyring)
     except SealError as error:
-        raise _refused(
+        raise refused(
             _("The Application Password cannot be opened."),
             _("It was stored with another key. Enter it again, and save."),
         ) from error
@@ -208,10 +212,6 @@ def _what_is_missing(one_click: bool) -> str:
             "Fill in Application ID and Application Password, and save. Then link the mailbox."
         )
     return str(text)
-
-
-def _refused(strong: str, text: str, *, ask_admin: bool = False) -> NotLinked:
-    return NotLinked(Notice(strong=strong, text=text, ask_admin=ask_admin))
 
 
 # ---- the client ----
@@ -294,15 +294,12 @@ def begin(opened: Opened) -> str:
     client = _client(opened, memory)
     back = redirect_uri(installation().settings)
     who = {"login_hint": opened.hint} if opened.hint else {"prompt": "select_account"}
-    with _told(opened):
+    with told(opened.host, opened.known):
         target = client.create_authorization_url(back, response_mode="query", **who)
     client.save_authorize_data(redirect_uri=back, **target)
     _forget_oldest()
     with db().write() as session:
-        at = now()
-        session.execute(
-            sa.delete(LinkFlow).where(LinkFlow.kind == FlowKind.LINK, LinkFlow.expires_at <= at)
-        )
+        session.execute(sa.delete(LinkFlow).where(LinkFlow.expires_at <= now()))
         _keep(
             session,
             FlowKind.LINK,
@@ -391,12 +388,13 @@ def take(state: str) -> Flow | None:
         user_id=row.user_id,
         identity=data["identity"],
         memory=data["memory"],
+        in_cookie=cookie.pop(_IN_COOKIE + state, None),
     )
 
 
 def not_ours() -> Notice:
-    """The state is unknown, used, too old, or of another browser."""
-    return _notice(explain_link(LINK_STATE, ""), {})
+    """The state is unknown, used or too old."""
+    return notice_of(explain_link(LINK_STATE, ""), {})
 
 
 def allowed_site(session: Session, connection_id: int) -> Site | None:
@@ -418,10 +416,12 @@ def finish(flow: Flow, site: Site, answer: Mapping[str, str]) -> tuple[Attached,
     """Make a link of what Microsoft sent back with; raises NotLinked, and then nothing changed."""
     with db().read() as session:
         opened = _as_begun(session, flow, site)
+    if flow.in_cookie is None:
+        raise explained(opened.known, LINK_STATE, "")
     if answer.get("error"):
-        raise _explained(opened, answer["error"], answer.get("error_description", ""))
+        raise explained(opened.known, answer["error"], answer.get("error_description", ""))
     if not answer.get("code"):
-        raise _explained(opened, LINK_NO_CODE, "")
+        raise explained(opened.known, LINK_NO_CODE, "")
     token = _redeem(opened, flow)
     account = _account(opened, token)
     permissions = granted_permissions(opened.cloud, str(token.get("scope") or ""))
@@ -445,7 +445,7 @@ def finish(flow: Flow, site: Site, answer: Mapping[str, str]) -> tuple[Attached,
                 now=now(),
             )
         except service.AnotherAccount as error:
-            raise _refused(
+            raise refused(
                 _("This connection is linked with another account."),
                 _(
                     "It is linked with %(linked)s, and you signed in as %(account)s. Sign in as "
@@ -473,13 +473,19 @@ def signed_out() -> Notice:
     )
 
 
-def not_allowed() -> Notice:
-    """The person may not, or may no longer, edit the connection."""
+def of_somebody_else() -> Notice:
+    """Somebody else is signed in with us than the one who was sent away."""
     return Notice(
         strong=_("The mailbox was not linked."),
-        text=_(
-            "This link was begun for a connection that you may not edit, or may not edit any more."
-        ),
+        text=_("Somebody else began this link. Begin it yourself, in this browser."),
+    )
+
+
+def not_allowed() -> Notice:
+    """The person may no longer edit the connection, or it is gone."""
+    return Notice(
+        strong=_("The mailbox was not linked."),
+        text=_("You may not edit the settings of this connection any more, or it was deleted."),
     )
 
 
@@ -490,7 +496,7 @@ def _as_begun(session: Session, flow: Flow, site: Site) -> Opened:
         raise NotLinked(not_allowed())
     opened = open_link(session, site, connection)
     if opened.app.id != flow.app_id or opened.identity != flow.identity:
-        raise _refused(
+        raise refused(
             _("The app registration was changed meanwhile."),
             _("What you signed in for belongs to the former one. Link the mailbox again."),
         )
@@ -499,7 +505,8 @@ def _as_begun(session: Session, flow: Flow, site: Site) -> Opened:
 
 def _redeem(opened: Opened, flow: Flow) -> dict[str, Any]:
     """The token answer, with a checked ID token as `userinfo` and everything we need granted."""
-    with _told(opened):
+    cookie[_IN_COOKIE + flow.state] = flow.in_cookie  # Authlib takes it out again
+    with told(opened.host, opened.known):
         token = _client(opened, _Memory(flow.memory)).authorize_access_token(
             claims_options=claims_options(opened)
         )
@@ -508,11 +515,11 @@ def _redeem(opened: Opened, flow: Flow) -> dict[str, Any]:
     permissions = granted_permissions(opened.cloud, str(token.get("scope") or ""))
     lacking = [permission for permission in service.NEEDED if permission not in permissions]
     if lacking:
-        notice = _notice(explain_link(LINK_SCOPE_MISSING, ""), _known(opened))
+        notice = notice_of(explain_link(LINK_SCOPE_MISSING, ""), opened.known)
         said = _("Not granted: %(permissions)s.", permissions=", ".join(lacking))
-        raise _refused(notice.strong, f"{said} {notice.text}", ask_admin=notice.ask_admin)
+        raise refused(notice.strong, f"{said} {notice.text}", ask_admin=notice.ask_admin)
     if not token.get("refresh_token"):
-        raise _refused(
+        raise refused(
             _("Microsoft gave no permission to stay connected."),
             _(
                 "Not granted: %(permissions)s. Link again and accept all permissions.",
@@ -529,14 +536,14 @@ def _account(opened: Opened, token: Mapping[str, Any]) -> Account:
     try:
         me = graph.me(token["access_token"])
     except DeliveryError as error:
-        raise _failed(opened, error) from error
+        raise failed(opened.known, error) from error
     finally:
         graph.close()
     tenant_id, object_id = str(claims["tid"]).lower(), str(claims["oid"]).lower()
     sign_in_name = str(claims.get("preferred_username") or me.sign_in_name)
     address = me.mail or (me.sign_in_name if is_personal(tenant_id) else "")
     if not address:
-        raise _refused(
+        raise refused(
             _("This account has no mailbox."),
             _(
                 "Microsoft knows no mail address of %(account)s, so nothing can be sent from it. "
@@ -574,129 +581,7 @@ def _hand_over(opened: Opened, token: Mapping[str, Any]) -> str:
     try:
         return tokens.hand_over(facts, token["refresh_token"], service.NEEDED)
     except DeliveryError as error:
-        raise _failed(opened, error) from error
-
-
-# ---- what went wrong, in words ----
-
-
-@contextmanager
-def _told(opened: Opened) -> Iterator[None]:
-    """Whatever Authlib, the ID token or the network raises, as a NotLinked."""
-    try:
-        yield
-    except requests.HTTPError as error:
-        raise _answered(opened, error) from error
-    except requests.RequestException as error:
-        raise _unreachable(opened, error) from error
-    except AuthlibBaseError as error:
-        raise _explained(opened, str(error.error or ""), str(error.description or "")) from error
-    except JoseError as error:
-        raise _refused(
-            _("The security check failed."),
-            _(
-                "Microsoft’s answer does not prove who signed in (%(reason)s). Nothing was "
-                "linked. Try again; if it stays, whoever runs this Postroom should check the "
-                "clock of the machine and the cloud of the app registration.",
-                reason=_clean(str(error), 200),
-            ),
-        ) from error
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        # What Authlib does with an answer in a form that the protocol does not have.
-        raise _refused(
-            _("The answer of %(host)s cannot be read.", host=_host(opened)),
-            _("Nothing was changed. Check the cloud of the app registration, then try again."),
-        ) from error
-
-
-def _host(opened: Opened) -> str:
-    return urlsplit(opened.cloud.login).netloc
-
-
-def _unreachable(opened: Opened, error: requests.RequestException) -> NotLinked:
-    if isinstance(error, requests.exceptions.SSLError):
-        reason = _("its certificate is not trusted here")
-    elif isinstance(error, requests.exceptions.Timeout):
-        reason = _("no answer came in time")
-    elif isinstance(error, requests.exceptions.ProxyError):
-        reason = _("the proxy refuses")
-    else:
-        reason = _("no connection")
-    return _refused(
-        _("%(host)s cannot be reached.", host=_host(opened)),
-        _(
-            "This server asked Microsoft’s sign-in service: %(reason)s. Nothing was changed. It is "
-            "tried again when you press the button again.",
-            reason=reason,
-        ),
-    )
-
-
-def _answered(opened: Opened, error: requests.HTTPError) -> NotLinked:
-    """The sign-in service answered with an error, in its own words where it has any."""
-    said: object = None
-    if error.response is not None:
-        try:
-            said = error.response.json()
-        except ValueError:
-            said = None
-    if isinstance(said, dict) and said.get("error"):
-        return _explained(opened, str(said["error"]), str(said.get("error_description") or ""))
-    status = str(error.response.status_code) if error.response is not None else "?"
-    return _refused(
-        _("%(host)s answers with an error.", host=_host(opened)),
-        _(
-            "It answered with status %(status)s. Nothing was changed. Try again in a few minutes.",
-            status=status,
-        ),
-    )
-
-
-def _explained(opened: Opened, error: str, description: str) -> NotLinked:
-    known = _known(opened)
-    return NotLinked(_notice(explain_link(error, description), known, error, description))
-
-
-def _failed(opened: Opened, error: DeliveryError) -> NotLinked:
-    """A call with the new tokens failed."""
-    found = explain(mailer=service.SLUG, code=error.code, words=error.words, cause=error.cause_code)
-    return NotLinked(_notice(found, _known(opened), error.code, error.words))
-
-
-def _known(opened: Opened) -> dict[str, object]:
-    return {
-        "account": opened.hint,
-        "from_email": opened.connection.from_email,
-        "app_name": opened.app.name,
-        "client_id": opened.app.client_id,
-        "host": _host(opened),
-    }
-
-
-def _notice(
-    found: Explanation, known: Mapping[str, object], error: str = "", description: str = ""
-) -> Notice:
-    """Cause, who must act, the next step, and what Microsoft said."""
-    values = values_for(known, _)
-    parts = [_(found.cause, **values)]
-    parts += [
-        f"{_(WHO_LABELS[part.who])} {_(part.sentence, **values)}" for part in found.who if part.on
-    ]
-    parts += [_(step.text, **values) for step in found.steps[:1]]
-    said = _clean(": ".join(filter(None, (error, description))), MAX_WORDS)
-    if said and (description or error not in {LINK_NO_CODE, LINK_STATE}):
-        parts.append(_("Microsoft’s answer: %(words)s", words=said))
-    return Notice(
-        strong=f"{_(found.title, **values)}:",
-        text=" ".join(parts),
-        ask_admin=any(step.action is Action.ASK_ADMIN for step in found.steps),
-    )
-
-
-def _clean(text: str, most: int) -> str:
-    """Fit to be stored and shown: one line, no controls."""
-    line = "".join(sign if sign.isprintable() else " " for sign in text)
-    return " ".join(line.split())[:most]
+        raise failed(opened.known, error) from error
 
 
 # ---- an administrator's consent ----
@@ -714,13 +599,16 @@ class ConsentRequest:
     words: str
 
 
-def can_ask_admin(app: OAuthApp) -> bool:
-    """Personal accounts have no administrator."""
-    return app.tenant != Segment.CONSUMERS
-
-
 def ask_admin(session: Session, opened: Opened) -> None:
-    """Make the link for an administrator, or let the one that is out live longer."""
+    """Make the link for an administrator, or let the one that is out live longer.
+
+    Raises NotLinked where there is no administrator.
+    """
+    if opened.app.tenant == Segment.CONSUMERS:
+        raise refused(
+            _("Personal accounts have no administrator."),
+            _("The app registration is for personal accounts only. Link the mailbox, and accept."),
+        )
     at, keyring = now(), installation().keyring
     found = _request_of(session, opened.connection, opened.app)
     if found is not None and found.outcome == Consent.WAITING and _state_of(found, keyring):
@@ -849,8 +737,8 @@ def admin_came_back(state: str, answer: Mapping[str, str]) -> Landing | None:
         if found is None:
             return None
         if outcome is not None and found.outcome != Consent.GIVEN:
-            words = _clean(answer.get("error_description", ""), MAX_WORDS)
-            code = find_code(words) or _clean(answer.get("error", ""), 40)
+            words = clean(answer.get("error_description", ""), MAX_WORDS)
+            code = find_code(words) or clean(answer.get("error", ""), 40)
             given = outcome is Consent.GIVEN
             found.outcome = outcome
             found.code, found.words = ("", "") if given else (code[:40], words)

@@ -13,8 +13,9 @@ from webapp.connections.service import STOPPED, find_connection, forget_health
 from webapp.delivery import replan
 from webapp.microsoft import link as flows
 from webapp.microsoft import service
-from webapp.microsoft.link import Notice, NotLinked, Opened
+from webapp.microsoft.link import Opened
 from webapp.microsoft.models import Mailbox
+from webapp.microsoft.refusals import Notice, NotLinked
 from webapp.microsoft.service import Attached
 from webapp.sites.models import Site
 from webapp.web import actor, db, now, own_path, person, requires, see_other, tell
@@ -31,9 +32,11 @@ def keep_to_ourselves(response: Response) -> Response:
     return response
 
 
-def general(site: Site) -> str:
+def general(site: Site, connection: Connection) -> str:
     """The place on the settings page that a link is about."""
-    return url_for("connections.general", slug=site.slug, _anchor="authorization")
+    one_click = connection.settings.get(service.SLUG, {}).get("one_click", True)
+    anchor = "authorization-shared-app" if one_click else "authorization-own-app"
+    return url_for("connections.general", slug=site.slug, _anchor=anchor)
 
 
 def own_connection(session: Session, uid: str) -> Connection:
@@ -75,13 +78,13 @@ def link(slug: str, connection_uid: str) -> ResponseReturnValue:
         address = flows.begin(opened)
     except NotLinked as error:
         refuse(error.notice)
-        return see_other(general(g.site))
+        return see_other(general(g.site, connection))
     return render_template(
         "microsoft/going.html",
         address=address,
         permissions=flows.PERMISSIONS,
         account=opened.hint,
-        back=general(g.site),
+        back=general(g.site, connection),
     )
 
 
@@ -106,10 +109,13 @@ def come_back(flow: flows.Flow) -> ResponseReturnValue:
     if found is None:
         refuse(flows.signed_out())
         return see_other(web.home_url())
+    if found.user.id != flow.user_id:
+        refuse(flows.of_somebody_else())
+        return see_other(web.home_url())
     with db().read() as session:
         site = flows.allowed_site(session, flow.connection_id)
         connection = session.get(Connection, flow.connection_id)
-    if site is None or connection is None or found.user.id != flow.user_id:
+    if site is None or connection is None:
         refuse(flows.not_allowed())
         return see_other(web.home_url())
     try:
@@ -118,7 +124,7 @@ def come_back(flow: flows.Flow) -> ResponseReturnValue:
         refuse(error.notice, address_of("ask_admin", site, connection))
     else:
         tell_linked(attached, opened)
-    return see_other(general(site))
+    return see_other(general(site, connection))
 
 
 def tell_linked(attached: Attached, opened: Opened) -> None:
@@ -158,10 +164,10 @@ def leaves_now(waiting: int) -> str:
 @requires(Right.EDIT_SETTINGS)
 def unlink(slug: str, connection_uid: str) -> ResponseReturnValue:
     """Remove the link in use, after a question."""
-    back = general(g.site)
     with db().read() as session:
         connection = own_connection(session, connection_uid)
         mailbox = service.mailbox_of(session, connection)
+    back = general(g.site, connection)
     if mailbox is None:
         tell(Tone.INFO, "", strong=_("This connection is not linked with a mailbox."))
         return see_other(back)
@@ -201,9 +207,9 @@ def unlink(slug: str, connection_uid: str) -> ResponseReturnValue:
 @requires(Right.EDIT_SETTINGS)
 def ask_admin(slug: str, connection_uid: str) -> ResponseReturnValue:
     """Make the link for an administrator's consent; the settings page then shows it."""
-    back = general(g.site)
     with db().read() as session:
         connection = own_connection(session, connection_uid)
+    back = general(g.site, connection)
     if request.method == "GET":
         return render_template(
             "microsoft/ask.html",
@@ -240,7 +246,7 @@ def forget_request(slug: str, connection_uid: str) -> ResponseReturnValue:
         connection = own_connection(session, connection_uid)
         if flows.forget_request(session, g.site, connection):
             tell(Tone.GOOD, "", strong=_("The link for your admin is taken back."))
-    return see_other(general(g.site))
+    return see_other(general(g.site, connection))
 
 
 # ---- sending as the account ----
@@ -250,10 +256,10 @@ def forget_request(slug: str, connection_uid: str) -> ResponseReturnValue:
 @requires(Right.EDIT_SETTINGS)
 def send_as_account(slug: str, connection_uid: str) -> ResponseReturnValue:
     """Make the linked account's address the From Email."""
-    back = own_path(request.values.get("next")) or general(g.site)
     with db().read() as session:
         connection = own_connection(session, connection_uid)
         mailbox = service.mailbox_of(session, connection)
+    back = own_path(request.values.get("next")) or general(g.site, connection)
     if mailbox is None:
         tell(Tone.INFO, "", strong=_("This connection is not linked with a mailbox."))
         return see_other(back)
@@ -263,8 +269,7 @@ def send_as_account(slug: str, connection_uid: str) -> ResponseReturnValue:
             title=_("Set From Email to %(address)s?", address=mailbox.address),
             text=_(
                 "Mail of this connection is then sent from the address of the linked account, "
-                "which Microsoft always allows. The From Email was %(sender)s.",
-                sender=connection.from_email or _("empty"),
+                "which Microsoft always allows."
             ),
             button=_("Set From Email"),
             back=back,

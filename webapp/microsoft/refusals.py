@@ -1,0 +1,152 @@
+"""Why a link was not begun or not finished, in words for the page that people come back to.
+
+Microsoft's code and its words always stand in the notice, whole, behind what they mean, who must
+act, and what comes next.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import requests
+from authlib.common.errors import AuthlibBaseError
+from flask_babel import gettext as _
+from joserfc.errors import JoseError
+
+from webapp.explain.match import LINK_NO_CODE, LINK_STATE, explain, explain_link
+from webapp.explain.model import WHO_LABELS, Action, Explanation, values_for
+from webapp.mailers.errors import DeliveryError
+from webapp.microsoft.service import SLUG
+
+MAX_WORDS = 1_200
+"""Of Microsoft's words in a notice, which travels in a cookie. They are a third of that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """What went wrong, in sentences that are translated already."""
+
+    strong: str
+    text: str
+    ask_admin: bool = False
+    """Whether an administrator's consent would help."""
+
+
+class NotLinked(Exception):
+    """The link cannot be begun or finished; nothing was changed."""
+
+    def __init__(self, notice: Notice) -> None:
+        super().__init__(notice.strong)
+        self.notice = notice
+
+
+def refused(strong: str, text: str, *, ask_admin: bool = False) -> NotLinked:
+    """A refusal of our own."""
+    return NotLinked(Notice(strong=strong, text=text, ask_admin=ask_admin))
+
+
+def explained(known: Mapping[str, object], error: str, description: str) -> NotLinked:
+    """A refusal of Microsoft's sign-in service; `known` fills in the explanation."""
+    return NotLinked(notice_of(explain_link(error, description), known, error, description))
+
+
+def failed(known: Mapping[str, object], error: DeliveryError) -> NotLinked:
+    """A call with the new tokens failed."""
+    found = explain(mailer=SLUG, code=error.code, words=error.words, cause=error.cause_code)
+    return NotLinked(notice_of(found, known, error.code, error.words))
+
+
+def notice_of(
+    found: Explanation, known: Mapping[str, object], error: str = "", description: str = ""
+) -> Notice:
+    """Cause, who must act, the next step, and what Microsoft said."""
+    values = values_for(known, _)
+    parts = [_(found.cause, **values)]
+    parts += [
+        f"{_(WHO_LABELS[part.who])} {_(part.sentence, **values)}" for part in found.who if part.on
+    ]
+    parts += [_(step.text, **values) for step in found.steps[:1]]
+    said = clean(": ".join(filter(None, (error, description))), MAX_WORDS)
+    if said and (description or error not in {LINK_NO_CODE, LINK_STATE}):
+        parts.append(_("Microsoft’s answer: %(words)s", words=said))
+    return Notice(
+        strong=_("%(title)s.", title=_(found.title, **values)),
+        text=" ".join(parts),
+        ask_admin=any(step.action is Action.ASK_ADMIN for step in found.steps),
+    )
+
+
+def clean(text: str, most: int) -> str:
+    """Fit to be stored and shown: one line, no controls."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    return " ".join(line.split())[:most]
+
+
+@contextmanager
+def told(host: str, known: Mapping[str, object]) -> Iterator[None]:
+    """Whatever Authlib, the ID token or the network raises, as a NotLinked."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        raise _answered(host, known, error) from error
+    except requests.JSONDecodeError as error:
+        raise _unreadable(host) from error
+    except requests.RequestException as error:
+        raise _unreachable(host, error) from error
+    except AuthlibBaseError as error:
+        raise explained(known, str(error.error or ""), str(error.description or "")) from error
+    except JoseError as error:
+        raise refused(
+            _("The security check failed."),
+            _(
+                "Microsoft’s answer does not prove who signed in (%(reason)s). Nothing was "
+                "linked. Try again; if it stays, whoever runs this Postroom should check the "
+                "clock of the machine and the cloud of the app registration.",
+                reason=clean(str(error), 200),
+            ),
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        # What Authlib does with an answer in a form that the protocol does not have.
+        raise _unreadable(host) from error
+
+
+def _unreadable(host: str) -> NotLinked:
+    return refused(
+        _("The answer of %(host)s cannot be read.", host=host),
+        _("Nothing was changed. Check the cloud of the app registration, then try again."),
+    )
+
+
+def _unreachable(host: str, error: requests.RequestException) -> NotLinked:
+    if isinstance(error, requests.exceptions.SSLError):
+        reason = _("its certificate is not trusted here")
+    elif isinstance(error, requests.exceptions.ProxyError):
+        reason = _("the proxy lets nothing through")
+    elif isinstance(error, requests.exceptions.Timeout):
+        reason = _("no answer came in time")
+    else:
+        reason = _("no connection")
+    return refused(
+        _("%(host)s cannot be reached.", host=host),
+        _(
+            "This server asked Microsoft’s sign-in service: %(reason)s. Nothing was changed. It is "
+            "tried again when you press the button again.",
+            reason=reason,
+        ),
+    )
+
+
+def _answered(host: str, known: Mapping[str, object], error: requests.HTTPError) -> NotLinked:
+    """The sign-in service answered with an error, in its own words where it has any."""
+    said: object = None
+    with suppress(ValueError):
+        said = error.response.json()
+    if isinstance(said, dict) and said.get("error"):
+        return explained(known, str(said["error"]), str(said.get("error_description") or ""))
+    return refused(
+        _("%(host)s answers with an error.", host=host),
+        _(
+            "It answered with status %(status)s. Nothing was changed. Try again in a few minutes.",
+            status=error.response.status_code,
+        ),
+    )
