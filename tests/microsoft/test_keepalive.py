@@ -142,12 +142,12 @@ def test_it_runs_until_it_is_stopped(linked: Linked) -> None:
     linked.make_due(minutes=1)
     running = KeepAlive(linked.installation.db, linked.tokens(), timedelta(milliseconds=10))
     running.start()
-    wait_until(lambda: linked.asked() == 1)
+    wait_until(lambda: linked.grant().version == 2)
     linked.make_due(minutes=1)
-    wait_until(lambda: linked.asked() == 2)
+    wait_until(lambda: linked.grant().version == 3)
     running.stop()
     running.stop()
-    assert linked.grant().version == 3
+    assert linked.asked() == 2
 
 
 def test_a_round_that_fails_is_not_the_last(

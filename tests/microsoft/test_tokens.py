@@ -1,5 +1,6 @@
 """Access tokens of linked mailboxes: at hand, renewed once, never undoing what a person did."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import certifi
 import pytest
@@ -280,6 +281,24 @@ def test_nobody_waits_for_a_renewal_while_the_old_token_is_good(linked: Linked) 
         assert renewal.result(30).value != old
 
 
+def test_no_thread_waits_for_another_while_the_old_token_is_good(lone: Linked) -> None:
+    tokens, gate = lone.gated()
+    old = tokens.token(lone.grant_id)
+    lone.let_pass(NEARLY_EXPIRED)
+    slot = tokens._slot(lone.grant_id)
+    assert slot.held is not None
+    slot.held = replace(slot.held, good_until=0.0)
+    with ThreadPoolExecutor(1) as pool:
+        renewal = pool.submit(tokens.token, lone.grant_id)
+        assert gate.asked.wait(30)
+        try:
+            assert slot.lock.locked()
+            assert tokens.token(lone.grant_id) == old
+        finally:
+            gate.let_in.set()
+        assert renewal.result(30) != old
+
+
 def test_a_lease_whose_owner_died_ends(linked: Linked) -> None:
     linked.let_pass(EXPIRED)
     with linked.installation.db.write() as session:
@@ -516,13 +535,44 @@ def test_a_refused_secret_marks_the_registration(linked: Linked, fault: str, cod
     assert not linked.lane().is_blocked
 
 
-def test_a_secret_that_is_really_wrong_is_never_in_the_words(lone: Linked) -> None:
-    wrong = "8Q~quite~another~secret~than~the~one~known"
-    lone.save_secret(wrong)
+def test_secrets_that_are_echoed_are_not_in_the_words(lone: Linked) -> None:
+    class Echo(Outward):
+        def post(self, url: object, *args: object, **kwargs: Any) -> requests.Response:
+            answer = requests.Response()
+            answer.status_code = 400
+            form = kwargs["data"]
+            said = f"Bad: {form['client_secret']} {form['refresh_token']}\r\nTrace ID: t-1"
+            body = {"error": "invalid_grant", "error_description": said}
+            answer._content = json.dumps(body).encode()
+            return answer
+
     lone.let_pass(EXPIRED)
-    error = the_error(lambda: lone.tokens().token(lone.grant_id))
-    assert error.code == "AADSTS7000215"
-    assert wrong not in error.words
+    tokens = lone.tokens(lambda: Echo(ca_file=lone.sandbox.ca))
+    error = the_error(lambda: tokens.token(lone.grant_id))
+    assert error.code == "invalid_grant"
+    assert error.words == "Bad: *** *** Trace ID: t-1"
+    error = the_error(lambda: tokens.hand_over(lone.facts, "1.brought", SCOPES))
+    assert error.words == "Bad: *** *** Trace ID: t-1"
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [(403, "<html>"), (302, ""), (200, "[]"), (200, "{}"), (200, "<html>"), (502, "<html>")],
+)
+def test_a_gateway_that_answers_instead_is_no_refusal(lone: Linked, status: int, text: str) -> None:
+    class Gateway(Outward):
+        def post(self, url: object, *args: object, **kwargs: object) -> requests.Response:
+            answer = requests.Response()
+            answer.status_code = status
+            answer._content = text.encode()
+            return answer
+
+    lone.let_pass(EXPIRED)
+    tokens = lone.tokens(lambda: Gateway(ca_file=lone.sandbox.ca))
+    error = the_error(lambda: tokens.token(lone.grant_id))
+    assert (type(error), error.code) == (TransientError, f"HTTP {status}")
+    assert lone.grant().state == GrantState.LINKED
+    assert not lone.lane().is_blocked
 
 
 def test_without_a_secret_the_registration_is_marked(lone: Linked) -> None:

@@ -387,16 +387,17 @@ class Tokens:
             result = call(client)
         except requests.RequestException as error:
             raise _network_failure(error, hidden) from error
-        except (MsalServiceError, ValueError, KeyError) as error:
+        except (MsalServiceError, ValueError, KeyError, TypeError, AttributeError) as error:
+            # MSAL stumbles in all these ways over what is not an answer by the book.
             if wire.last is None:
                 raise Misconfigured(scrub(str(error), hidden)[:MAX_WORDS]) from error
             raise _refusal(_body(wire.last), wire.last, hidden) from error
         finally:
             session.close()
-        if result is None:
+        if result is None and wire.last is None:  # there was nothing to ask with
             raise NeedsReauthorisation(NO_TOKENS, cause_code=Cause.AUTH)
-        if "access_token" not in result:
-            raise _refusal(result, wire.last, hidden)
+        if result is None or "access_token" not in result:
+            raise _refusal(result or {}, wire.last, hidden)
 
     # ---- the database ----
 
