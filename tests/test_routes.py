@@ -23,12 +23,14 @@ from tests.factories import (
     a_message,
     a_site,
     a_user,
+    an_app,
 )
 from tests.pages import Browser
 from webapp.accounts import service as accounts
 from webapp.accounts.models import Role, User, UserSession
 from webapp.accounts.rights import LADDER, Access, Policy, Right, allows, is_per_site
-from webapp.delivery.models import State
+from webapp.crypto import KEY_BYTES, Keyring
+from webapp.delivery.models import Source, State
 from webapp.installation import Installation
 from webapp.sites.models import Site
 
@@ -43,10 +45,18 @@ class Place:
 
     def message(self) -> str:
         raw = a_mail(html="<p>Guten Tag</p>", files={"Rechnung.pdf": b"%PDF-1.7"})
-        return a_message(self.session, self.site, state=State.SENT, raw=raw).queue_id
+        # A test, so that the page of tests finds it too.
+        values = {"state": State.SENT, "source": Source.TEST}
+        return a_message(self.session, self.site, raw=raw, **values).queue_id
 
     def credential(self) -> int:
         return a_credential(self.session, self.site)[0].id
+
+    def shared_app(self) -> str:
+        return an_app(self.session, Keyring([b"k" * KEY_BYTES])).uid
+
+    def connection(self) -> str:
+        return a_connection(self.session, self.site, primary=False).uid
 
     def own_session(self) -> int:
         secret = accounts.open_session(self.session, self.person.id, now=self.site.created_at)
@@ -60,13 +70,21 @@ ARGUMENTS: dict[str, Callable[[Place], object]] = {
     "queue_id": Place.message,
     "credential_id": Place.credential,
     "session_id": Place.own_session,
+    "app_uid": Place.shared_app,
+    "connection_uid": Place.connection,
     "index": lambda place: 0,
 }
 """For each argument of a URL, how to make what it names. `index` counts within a mail."""
 
-NOT_IDS = {"slug", "index"}
+NOT_IDS = {"slug", "index", "app_uid"}
+"""Arguments that name nothing of one site: a shared registration belongs to all of them."""
 
-FOREIGN_BODIES: dict[str, Callable[[Place], dict[str, object]]] = {}
+FOREIGN_BODIES: dict[str, Callable[[Place], dict[str, object]]] = {
+    "testmail.send": lambda place: {
+        "to": "mara@agentur.example",
+        "via": a_connection(place.session, place.site).uid,
+    },
+}
 """For an endpoint that takes ids in its form: a form that names things of another site."""
 
 

@@ -16,6 +16,9 @@ PAGES = (
     "webapp.sites.views",
     "webapp.connections.views",
     "webapp.maillog.views",
+    "webapp.testmail.views",
+    "webapp.microsoft.apps",
+    "webapp.microsoft.views",
 )
 
 

@@ -483,6 +483,15 @@ def test_another_browser_of_the_same_person_is_refused(world: World) -> None:
     assert world.linked() == ""
 
 
+def test_another_browser_is_told_no_error_of_microsofts(world: World) -> None:
+    path = world.back(decision="cancel")
+    world.client.sign_out()
+    world.client.sign_in(world.user)
+    said = world.notice(path)
+    assert "AADSTS65004" not in said
+    assert "not started here" in said
+
+
 def test_another_person_cannot_finish_it(world: World) -> None:
     path = world.back()
     with world.installation.db.write() as session:
@@ -662,7 +671,8 @@ def test_a_registration_changed_in_between_is_told(world: World, changed: str) -
 def test_another_registration_in_use_is_told(world: World) -> None:
     path = world.back()
     with world.installation.db.write() as session:
-        other = an_app(session, world.installation.keyring, cloud="custom")
+        same = {"cloud": "custom", "client_id": world.sandbox.client_id}
+        other = an_app(session, world.installation.keyring, **same)
         connection = session.get_one(Connection, world.connection.id)
         connection.settings = {"outlook": {"one_click": True, "shared_app": other.uid}}
     assert "changed meanwhile" in world.notice(path)
