@@ -1,0 +1,480 @@
+"""Settings > Microsoft apps: the registrations that serve One-Click Setup, and how one is made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+import sqlalchemy as sa
+from babel.dates import format_date
+from flask import Blueprint, render_template, request, url_for
+from flask.typing import ResponseReturnValue
+from flask_babel import get_locale, ngettext
+from flask_babel import gettext as _
+from flask_babel import lazy_gettext as _l
+from sqlalchemy.orm import Session
+
+from webapp import i18n, web
+from webapp.accounts.rights import Access, Right
+from webapp.config import Settings
+from webapp.connections.models import Connection
+from webapp.delivery.models import Lane, Message
+from webapp.explain.match import explain
+from webapp.explain.model import Explanation, values_for
+from webapp.fields import N_, FieldErrors
+from webapp.microsoft import service
+from webapp.microsoft.clouds import Cloud, Segment, clouds, is_guid
+from webapp.microsoft.forms import ACCOUNT_TYPES, AppForm, app_form, app_values, show_errors
+from webapp.microsoft.link import redirect_uri
+from webapp.microsoft.models import Grant, Link, OAuthApp
+from webapp.microsoft.standing import SOON_DAYS, is_secure
+from webapp.sites.models import Site
+from webapp.web import Group, actor, db, installation, menu_entry, now, requires, see_other, tell
+from webapp.words import Status, Tone
+
+bp = Blueprint("apps", __name__)
+
+menu_entry(
+    bp,
+    "listed",
+    _l("Microsoft apps"),
+    group=Group.SYSTEM,
+    order=10,
+    icon="key",
+    covers=("new", "edit", "remove"),
+)
+
+URGENT_DAYS = 7
+LONGEST_NAME = 90
+"""Microsoft takes 120 characters; where personal accounts may sign in, 90."""
+LONGEST_LIFE = timedelta(days=730)
+"""The longest that a client secret may live: 24 months, as the portal offers them."""
+NAMED = 5
+"""So many connections are named in a notice, the others counted."""
+
+READY = Status(icon="sent", tone=Tone.GOOD, word=N_("Ready"))
+WORKING = Status(icon="delivered", tone=Tone.GOOD, word=N_("Working"))
+NO_SECRET = Status(icon="soon", tone=Tone.WARN, word=N_("Not ready"))
+REFUSED = Status(icon="failed", tone=Tone.BAD, word=N_("Refused by Microsoft"))
+
+
+# ---- what a registration looks like ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expiry:
+    """When a client secret expires, in words."""
+
+    status: Status
+    day: str
+    days: int
+    """Whole days that are left; negative once it has expired."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSecret:
+    """How the client secret of a registration stands on a page; no part of it is in here."""
+
+    stored: bool
+    at: datetime | None
+    by: str
+    expiry: Expiry | None
+    removed: bool
+    """Somebody pressed Remove, and has not saved yet."""
+    retype: bool
+    """Something was typed that the page does not give back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide:
+    """What the steps in Microsoft's portal are filled in with."""
+
+    cloud: Cloud
+    redirect_uri: str
+    name: str
+    """A name to give the registration there."""
+    client_id: str = ""
+
+    @property
+    def registrations(self) -> str:
+        """The list of registrations in the portal; empty where its address is not known."""
+        return _blade(self.cloud.portal, "ApplicationsListBlade")
+
+    @property
+    def entra(self) -> str:
+        """The same list in the admin center."""
+        return _blade(self.cloud.entra, "ApplicationsListBlade")
+
+    def page(self, name: str) -> str:
+        """A page of this registration: Overview, Authentication, Credentials, CallAnAPI."""
+        if not self.client_id:
+            return ""
+        return _blade(self.cloud.portal, f"ApplicationMenuBlade/~/{name}/appId/{self.client_id}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A registration on the list."""
+
+    app: OAuthApp
+    cloud: str
+    accounts: str
+    users: int
+    expiry: Expiry | None
+    explanation: Explanation | None
+
+    @property
+    def status(self) -> Status:
+        """Whether sites can be linked by it."""
+        if self.app.problem_since is not None:
+            return REFUSED
+        if self.app.secret is None:
+            return NO_SECRET
+        return WORKING if self.users else READY
+
+    @property
+    def mark(self) -> str:
+        """The tone of the bar beside a row that somebody should look at."""
+        tones = {self.status.tone, self.expiry.status.tone if self.expiry else Tone.GOOD}
+        return next((tone.value for tone in (Tone.BAD, Tone.WARN) if tone in tones), "")
+
+
+def _blade(root: str, path: str) -> str:
+    return f"{root}/#view/Microsoft_AAD_RegisteredApps/{path}" if root else ""
+
+
+def expiry(app: OAuthApp | None, today: date) -> Expiry | None:
+    """When the stored secret expires; None where there is none, or nobody entered the day."""
+    if app is None or app.secret is None or app.secret_expires_on is None:
+        return None
+    days = (app.secret_expires_on - today).days
+    if days < 0:
+        words = ngettext("Expired %(num)s day ago", "Expired %(num)s days ago", -days)
+    elif days == 0:
+        words = _("Expires today")
+    else:
+        words = ngettext("%(num)s day left", "%(num)s days left", days)
+    if days <= URGENT_DAYS:
+        status = Status(icon="failed", tone=Tone.BAD, word=words)
+    elif days <= SOON_DAYS:
+        status = Status(icon="soon", tone=Tone.WARN, word=words)
+    else:
+        status = Status(icon="delivered", tone=Tone.GOOD, word=words)
+    return Expiry(status=status, day=day_in_words(app.secret_expires_on), days=days)
+
+
+def day_in_words(day: date) -> str:
+    """`24 Nov 2028`, as the language of the page writes it."""
+    return str(format_date(day, i18n.DATE[web.language()], locale=get_locale()))
+
+
+def stored_secret(app: OAuthApp | None, form: AppForm, today: date) -> StoredSecret:
+    """How to show the secret, after what was pressed and typed in this request."""
+    name = form.client_secret.name
+    pressed = request.form.get("then", "") == f"remove:{name}"
+    stored = app is not None and app.secret is not None
+    return StoredSecret(
+        stored=stored,
+        at=app.secret_set_at if app else None,
+        by=app.secret_set_by if app else "",
+        expiry=expiry(app, today),
+        removed=stored and (pressed or name in request.form.getlist("remove")),
+        retype=bool(form.client_secret.data),
+    )
+
+
+def latest_day(today: date) -> str:
+    """The last day that a secret made today can have: an example of how to write one."""
+    return (today + LONGEST_LIFE).isoformat()
+
+
+def guide_of(settings: Settings, cloud: str, client_id: str = "") -> Guide:
+    """The steps for a cloud; an unknown one is taken for the first there is."""
+    known = clouds(settings)
+    return Guide(
+        cloud=known.get(cloud) or next(iter(known.values())),
+        redirect_uri=redirect_uri(settings),
+        name=f"Postroom: {settings.hostname}"[:LONGEST_NAME],
+        client_id=client_id.strip().lower() if is_guid(client_id) else "",
+    )
+
+
+def explained(app: OAuthApp) -> Explanation | None:
+    """Why Microsoft refuses the registration, if it does."""
+    if app.problem_since is None:
+        return None
+    return explain(mailer=service.SLUG, code=app.problem_code, words=app.problem_words)
+
+
+def known_about(app: OAuthApp) -> Mapping[str, object]:
+    """What an explanation may say about it."""
+    return values_for({"app_name": app.name, "client_id": app.client_id}, _)
+
+
+# ---- the list ----
+
+
+@bp.get("/settings/microsoft-apps")
+@requires(Right.SYSTEM)
+def listed() -> ResponseReturnValue:
+    """Every shared registration."""
+    settings = installation().settings
+    with db().read() as session:
+        apps = service.shared_apps(session)
+        users = _how_many_use(session)
+    known, today = clouds(settings), now().date()
+    rows = [
+        Row(
+            app=app,
+            cloud=_(known[app.cloud].label) if app.cloud in known else app.cloud,
+            accounts=_accounts(app),
+            users=users.get(app.id, 0),
+            expiry=expiry(app, today),
+            explanation=explained(app),
+        )
+        for app in apps
+    ]
+    return render_template(
+        "microsoft/apps.html",
+        rows=rows,
+        known_about=known_about,
+        is_secure=is_secure(settings),
+        address=settings.url,
+    )
+
+
+def _how_many_use(session: Session) -> dict[int, int]:
+    query = sa.select(Link.app_id, sa.func.count()).group_by(Link.app_id)
+    return {row[0]: row[1] for row in session.execute(query)}
+
+
+def _accounts(app: OAuthApp) -> str:
+    """Who may link an account: in words, or the one organization."""
+    if app.tenant in set(Segment):
+        return str(dict(ACCOUNT_TYPES)[app.tenant])
+    return str(_("One organization: %(tenant)s", tenant=app.tenant))
+
+
+# ---- one registration ----
+
+
+@bp.route("/settings/microsoft-apps/new", methods=["GET", "POST"])
+@requires(Right.SYSTEM)
+def new() -> ResponseReturnValue:
+    """Add a registration."""
+    known = clouds(installation().settings)
+    form = app_form(None, known)
+    if request.method == "GET":
+        wanted = known.get(request.args.get("cloud", ""))
+        if wanted is not None:
+            form.cloud.data = wanted.slug
+            if not wanted.personal:
+                form.account_type.data = Segment.ORGANIZATIONS.value
+        return app_page(form, None)
+    try:
+        with db().write() as session:
+            app = _save(session, None, form)
+    except FieldErrors as error:
+        show_errors(form, error)
+        return app_page(form, None), 422
+    strong = _("%(name)s is added.", name=app.name)
+    if not service.is_complete(app):
+        tell(
+            Tone.GOOD,
+            _("Nothing is lost now. Its Application Password is still missing: go on below."),
+            strong=strong,
+        )
+        return see_other(url_for("apps.edit", app_uid=app.uid))
+    tell(
+        Tone.GOOD,
+        _("Each site now signs in with One-Click Setup: Settings, General, 365 / Outlook."),
+        strong=strong,
+    )
+    return see_other(url_for("apps.listed"))
+
+
+@bp.route("/settings/microsoft-apps/<app_uid>", methods=["GET", "POST"])
+@requires(Right.SYSTEM)
+def edit(app_uid: str) -> ResponseReturnValue:
+    """One registration, and what it needs at Microsoft."""
+    with db().read() as session:
+        app = service.find_shared_app(session, app_uid)
+    if app is None:
+        return web.not_found()
+    form = app_form(app, clouds(installation().settings))
+    if request.method == "GET" or request.form.get("then", "").startswith("remove:"):
+        return app_page(form, app)
+    try:
+        with db().write() as session:
+            stored = _save(session, session.get_one(OAuthApp, app.id), form)
+            text = _what_goes_on(session, stored) if app_values(form).secret.strip() else ""
+    except FieldErrors as error:
+        show_errors(form, error)
+        return app_page(form, app), 422
+    tell(Tone.GOOD, text, strong=_("Settings saved."))
+    return see_other(url_for("apps.edit", app_uid=app_uid))
+
+
+def _save(session: Session, app: OAuthApp | None, form: AppForm) -> OAuthApp:
+    """Store what was entered; raises FieldErrors."""
+    values, at = app_values(form), now()
+    stored = service.save_app(
+        session,
+        installation().keyring,
+        app,
+        values,
+        clouds=clouds(installation().settings),
+        actor=actor(),
+        now=at,
+    )
+    until = stored.secret_expires_on
+    if values.secret.strip() and until is not None and until < at.date():
+        # The day of the old secret was left beside the new one.
+        raise FieldErrors({"secret_expires_on": service.LONG_GONE})
+    return stored
+
+
+def _what_goes_on(session: Session, app: OAuthApp) -> str:
+    """What a new secret brought about."""
+    users = len(service.users_of(session, app))
+    if not users:
+        return str(_("The new Application Password counts from now on."))
+    said = [
+        ngettext(
+            "The new Application Password counts for %(num)s linked connection from now on.",
+            "The new Application Password counts for %(num)s linked connections from now on.",
+            users,
+        )
+    ]
+    if waiting := _free_to_go(session, app):
+        said.append(
+            ngettext("%(num)s waiting mail goes on.", "%(num)s waiting mails go on.", waiting)
+        )
+    return " ".join(said)
+
+
+def _free_to_go(session: Session, app: OAuthApp) -> int:
+    """Waiting mails that leave by this registration, where nothing else stops them."""
+    same_lane = (Connection.id == Message.connection_id) & (Connection.lane_id == Message.lane_id)
+    query = (
+        sa.select(sa.func.count())
+        .select_from(Message)
+        .join(Connection, same_lane)
+        .join(Lane, Lane.id == Message.lane_id)
+        .join(Grant, Grant.id == Connection.grant_id)
+        .where(Grant.app_id == app.id, Message.due_at.is_not(None), Lane.is_blocked.is_(sa.false()))
+    )
+    return session.scalar(query) or 0
+
+
+def app_page(form: AppForm, app: OAuthApp | None) -> str:
+    """The form of a registration, with the steps in Microsoft's portal."""
+    settings, today = installation().settings, now().date()
+    with db().read() as session:
+        users = _users(session, app)
+    if app is not None and app.cloud not in clouds(settings):
+        # The operator's own cloud was taken out of the settings; the menu must not choose another.
+        form.cloud.choices = [*(form.cloud.choices or ()), (app.cloud, app.cloud)]
+    guide = guide_of(settings, form.cloud.data or "", form.client_id.data or "")
+    return render_template(
+        "microsoft/app.html",
+        form=form,
+        app=app,
+        secret=stored_secret(app, form, today),
+        users=users,
+        explanation=explained(app) if app else None,
+        known=known_about(app) if app else {},
+        guide=guide,
+        elsewhere=other_clouds(settings, guide, "apps.new") if app is None else [],
+        latest_day=latest_day(today),
+        is_secure=is_secure(settings),
+        address=settings.url,
+    )
+
+
+def _users(session: Session, app: OAuthApp | None) -> list[tuple[Connection, Site | None]]:
+    """The connections that are linked by it, with the sites they belong to."""
+    if app is None:
+        return []
+    users = service.users_of(session, app)
+    return [(user, session.get(Site, user.site_id) if user.site_id else None) for user in users]
+
+
+# ---- the guide ----
+
+
+@bp.get("/settings/microsoft-apps/guide")
+@requires(Access.SIGNED_IN)
+def how_to() -> ResponseReturnValue:
+    """The steps alone, for whoever makes a registration for one connection."""
+    settings = installation().settings
+    guide = guide_of(settings, request.args.get("cloud", ""), request.args.get("client_id", ""))
+    return render_template(
+        "microsoft/how_to.html",
+        guide=guide,
+        elsewhere=other_clouds(settings, guide, "apps.how_to"),
+        is_secure=is_secure(settings),
+        address=settings.url,
+    )
+
+
+def other_clouds(settings: Settings, guide: Guide, endpoint: str) -> list[tuple[str, str, bool]]:
+    """The same steps for each cloud: label, address, and whether it is the one in hand."""
+    return [
+        (_(cloud.label), url_for(endpoint, cloud=slug, _anchor="guide"), slug == guide.cloud.slug)
+        for slug, cloud in clouds(settings).items()
+    ]
+
+
+# ---- taking one away ----
+
+
+@bp.route("/settings/microsoft-apps/<app_uid>/remove", methods=["GET", "POST"])
+@requires(Right.SYSTEM)
+def remove(app_uid: str) -> ResponseReturnValue:
+    """Forget a registration that no connection is linked by, after a question."""
+    with db().read() as session:
+        app = service.find_shared_app(session, app_uid)
+        users = _users(session, app)
+    if app is None:
+        return web.not_found()
+    if users:
+        return _still_used(app, users)
+    if request.form.get("sure") != "yes":
+        return web.confirm(
+            title=_("Remove %(name)s?", name=app.name),
+            text=_(
+                "No connection is linked by it. Its Application Password is forgotten; the "
+                "registration itself stays at Microsoft until you delete it there."
+            ),
+            button=_("Remove"),
+            back=url_for("apps.edit", app_uid=app_uid),
+        )
+    try:
+        with db().write() as session:
+            found = session.get_one(OAuthApp, app.id)
+            service.remove_app(session, found, actor=actor(), now=now())
+    except service.StillUsed:  # somebody linked a connection meanwhile
+        with db().read() as session:
+            return _still_used(app, _users(session, app))
+    tell(Tone.GOOD, "", strong=_("%(name)s is removed.", name=app.name))
+    return see_other(url_for("apps.listed"))
+
+
+def _still_used(app: OAuthApp, users: list[tuple[Connection, Site | None]]) -> ResponseReturnValue:
+    names = [site.name if site else connection.nickname for connection, site in users]
+    listed = ", ".join(names[:NAMED])
+    if len(names) > NAMED:
+        more = len(names) - NAMED
+        listed = ngettext(
+            "%(names)s and %(num)s more", "%(names)s and %(num)s more", more, names=listed
+        )
+    tell(
+        Tone.WARN,
+        _(
+            "Linked by it: %(names)s. Remove these links first, or link them by another "
+            "registration.",
+            names=listed,
+        ),
+        strong=_("%(name)s is still in use.", name=app.name),
+    )
+    return see_other(url_for("apps.edit", app_uid=app.uid))
