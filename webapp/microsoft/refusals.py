@@ -62,10 +62,15 @@ def notice_of(
     """Cause, who must act, the next step, and what Microsoft said."""
     values = values_for(known, _)
     parts = [_(found.cause, **values)]
-    parts += [
-        f"{_(WHO_LABELS[part.who])} {_(part.sentence, **values)}" for part in found.who if part.on
-    ]
-    parts += [_(step.text, **values) for step in found.steps[:1]]
+    if found.retry:  # mail is tried again by itself, a person's sign-in is not
+        parts.append(_("Nothing was changed. Try again in a few minutes."))
+    else:
+        parts += [
+            f"{_(WHO_LABELS[part.who])} {_(part.sentence, **values)}"
+            for part in found.who
+            if part.on
+        ]
+        parts += [_(step.text, **values) for step in found.steps[:1]]
     said = clean(": ".join(filter(None, (error, description))), MAX_WORDS)
     if said and (description or error not in {LINK_NO_CODE, LINK_STATE}):
         parts.append(_("Microsoft’s answer: %(words)s", words=said))
