@@ -4,22 +4,50 @@
   const say = document.body.dataset;
 
   // Copy: the value of a field or the text of an element; a tick shows that it worked.
-  for (const place of document.querySelectorAll("[data-copy]")) {
-    if (!navigator.clipboard) break;
-    place.hidden = false;
-    place.querySelector("button").addEventListener("click", async () => {
-      const source = document.getElementById(place.dataset.copy);
-      await navigator.clipboard.writeText("value" in source ? source.value : source.textContent.trim());
-      const use = place.querySelector("use");
-      use.setAttribute("href", "#i-check");
-      const status = document.createElement("span");
-      status.className = "vh";
-      status.setAttribute("role", "status");
-      status.textContent = say.copied;
-      place.append(status);
-      setTimeout(() => { use.setAttribute("href", "#i-copy"); status.remove(); }, 2000);
-    });
-  }
+  const offerCopies = (part) => {
+    for (const place of part.querySelectorAll("[data-copy]")) {
+      if (!navigator.clipboard) break;
+      place.hidden = false;
+      place.querySelector("button").addEventListener("click", async () => {
+        const source = document.getElementById(place.dataset.copy);
+        await navigator.clipboard.writeText("value" in source ? source.value : source.textContent.trim());
+        const use = place.querySelector("use");
+        use.setAttribute("href", "#i-check");
+        const status = document.createElement("span");
+        status.className = "vh";
+        status.setAttribute("role", "status");
+        status.textContent = say.copied;
+        place.append(status);
+        setTimeout(() => { use.setAttribute("href", "#i-copy"); status.remove(); }, 2000);
+      });
+    }
+  };
+  offerCopies(document);
+
+  // What goes on by itself is asked for again and swapped once it is in another state; its heading
+  // is read out. The page says after how many seconds, and 0 when it is over.
+  const follow = (part) => {
+    const seconds = Number(part.dataset.follow);
+    if (seconds) setTimeout(async () => follow(document.hidden ? part : await look(part)), seconds * 1000);
+  };
+  const look = async (part) => {
+    const answer = await fetch(location.href).catch(() => null);
+    if (answer?.redirected) location.reload();
+    if (!answer?.ok) return part;
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = page.getElementById(part.id);
+    if (!fresh || fresh.dataset.state === part.dataset.state) return part;
+    for (const symbol of page.querySelectorAll("symbol")) {
+      if (!document.getElementById(symbol.id)) document.querySelector("symbol").after(symbol);
+    }
+    const focused = part.contains(document.activeElement);
+    part.replaceWith(fresh);
+    offerCopies(fresh);
+    if (focused) document.getElementById("main").focus();
+    document.getElementById(fresh.dataset.say).textContent = fresh.querySelector("h2").textContent;
+    return fresh;
+  };
+  for (const part of document.querySelectorAll("[data-follow]")) follow(part);
 
   // Leaving a form that was changed asks first. A form shown with errors counts as changed.
   for (const form of document.querySelectorAll("form[data-leave]")) {

@@ -11,7 +11,7 @@ from tests.factories import a_connection, a_mail, a_membership, a_message, a_sit
 from tests.pages import Browser, Page
 from webapp import ids
 from webapp.accounts.models import Role
-from webapp.delivery.models import Attempt, Content, Message, Outcome, Recipient, State
+from webapp.delivery.models import Attempt, Content, Message, Outcome, Recipient, Source, State
 from webapp.installation import Installation
 from webapp.sites.models import Site
 
@@ -74,6 +74,31 @@ def story(page: Page) -> str:
 
 
 # ---- the story ----
+
+
+def test_the_story_of_a_test_says_what_it_is_and_by_whom(world: World) -> None:
+    with world.installation.db.write() as session:
+        connection = a_connection(session, world.site, nickname="Relay", primary=False)
+    path = world.add(
+        source=Source.TEST,
+        received={"by": "Mara", "with": "HTTP"},
+        why={"code": "test"},
+        connection=connection,
+    )
+    told = story(world.open(path))
+    assert "Accepted as a test, by Mara" in told
+    assert "Routed to Relay A test of this connection: no routing, no backup." in told
+
+
+@pytest.mark.parametrize(("role", "is_shown"), [(Role.OPERATOR, True), (Role.SUPPORT, False)])
+def test_what_was_said_is_shown_to_whoever_may_read_the_mail(
+    client: Browser, installation: Installation, role: Role, is_shown: bool
+) -> None:
+    world = World(client, installation, role)
+    log = {"log": ["C: MAIL FROM:<shop@site.example>", "S: 250 ok"]}
+    path = world.add([{"details": log}], state=State.SENT)
+    told = story(world.open(path))
+    assert ("C: MAIL FROM:<shop@site.example> S: 250 ok" in told) is is_shown
 
 
 def test_the_story_tells_how_a_mail_came_in_and_left(world: World) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import flask_babel
 
 from webapp import show, web
+from webapp.accounts.rights import Right
 from webapp.delivery.lanes import Limits
 from webapp.delivery.models import Outcome, Source, State
 from webapp.fields import N_
@@ -83,6 +84,8 @@ class Step:
     text: str = ""
     answer: str = ""
     """What we ourselves answered."""
+    log: str = ""
+    """What was said, line by line, for those who may read it."""
 
 
 # --- the list ----------------------------------------------------------------------------------
@@ -242,6 +245,8 @@ def _accepted(mail: MessageDetail) -> Step:
     parts = [_(_SOURCES[mail.source])]
     if told.get("login"):
         parts.append(_("login %(name)s", name=told["login"]))
+    if told.get("by"):
+        parts.append(_("by %(name)s", name=told["by"]))
     if told.get("address"):
         parts.append(_("from %(address)s", address=told["address"]))
     if told.get("tls"):
@@ -262,6 +267,10 @@ def _routed(mail: MessageDetail) -> Iterator[Step]:
     if code == "primary" and mail.row.via:
         title = _("Routed to %(via)s", via=mail.row.via)
         text = _("The primary connection of this site.")
+        yield Step(icon="route", at=at, title=title, text=text)
+    elif code == "test" and mail.row.via:
+        title = _("Routed to %(via)s", via=mail.row.via)
+        text = _("A test of this connection: no routing, no backup.")
         yield Step(icon="route", at=at, title=title, text=text)
     elif code == "no-connection":
         text = _("This site has none that can send. The mail waits until it does.")
@@ -316,7 +325,16 @@ def _attempt(mail: MessageDetail, attempt: AttemptRow) -> Iterator[Step]:
         aside=_attempt_aside(attempt),
         words=said(attempt.code, attempt.words, attempt.remote_id),
         text=_attempt_text(attempt),
+        log=_attempt_log(attempt),
     )
+
+
+def _attempt_log(attempt: AttemptRow) -> str:
+    """What was said; whoever may not read a mail may not read that either."""
+    lines = attempt.details.get("log")
+    if not isinstance(lines, list) or not web.may(Right.READ_BODY):
+        return ""
+    return "\n".join(str(line) for line in lines)
 
 
 def _attempt_aside(attempt: AttemptRow) -> str:
