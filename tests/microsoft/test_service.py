@@ -188,6 +188,8 @@ def test_a_date_that_has_passed_stays_as_it_is(place: Place) -> None:
     app.secret_expires_on = (place.installation.db.now() - timedelta(days=3)).date()
     gone = app.secret_expires_on.isoformat()
     assert place.save_app(app=app, secret="", secret_expires_on=gone).secret is not None
+    with pytest.raises(FieldErrors, match="past"):
+        place.save_app(app=app, secret_expires_on=gone)
 
 
 def test_a_blank_secret_keeps_the_stored_one(place: Place) -> None:

@@ -64,7 +64,7 @@ class AppForm(Form):
     )
     secret_expires_on = Text(
         _l("Expires on"),
-        description=_l("As the registration shows it beside the secret. You are told in time."),
+        description=_l("As the registration shows it beside the secret: the days left stand here."),
         limit=40,
     )
 
@@ -107,4 +107,6 @@ def app_values(form: AppForm) -> AppValues:
 def show_errors(form: AppForm, error: FieldErrors) -> None:
     """Put what the service found at the fields."""
     for name, sentence in error.errors.items():
-        refuse(form, name, _(sentence))
+        # Without “One organization only” the tenant is what the account type says.
+        typed = name != "tenant" or form.account_type.data == ONE_TENANT
+        refuse(form, name if typed else "account_type", _(sentence))

@@ -257,9 +257,9 @@ def _checked(
     try:
         expires_on = _day(values.secret_expires_on, now)
     except ValueError as error:
-        # The date of a secret that is no longer used may be past; it then is the stored one.
+        # The date of the stored secret may be past; a new one needs a date of its own.
         stored = app.secret_expires_on.isoformat() if app and app.secret_expires_on else ""
-        if values.secret_expires_on.strip() == stored:
+        if values.secret_expires_on.strip() == stored and not values.secret.strip():
             expires_on = app.secret_expires_on if app else None
         else:
             errors["secret_expires_on"] = str(error)
