@@ -24,7 +24,7 @@ def test_nothing_but_migrate_works_on_an_empty_database(tmp_path: Path) -> None:
         78,
         "postroom: The database is empty. Run: postroom migrate\n",
     )
-    assert b"0001" in house.command("migrate")
+    assert b"0002" in house.command("migrate")
     assert b"already" in house.command("migrate")
 
 

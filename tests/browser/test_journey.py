@@ -81,6 +81,7 @@ def test_from_the_first_start_to_the_mail_in_the_log(
     assert password not in page.content()
 
     page.goto("/sites/lindenhof-shop/settings/general")
+    page.check("[name=mailer][value=smtp]")
     page.fill("[name=from_email]", "not an address")
     page.fill("[name=smtp-port]", "70000")
     page.click(".save button")
