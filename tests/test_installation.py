@@ -12,6 +12,7 @@ from webapp.config import ConfigError, load
 from webapp.connections.models import Connection
 from webapp.crypto import Keyring, new_key, parse_key
 from webapp.db import Base, SealedText
+from webapp.incidents.models import AlertTarget, Channel
 from webapp.installation import key_file, load_keys, open_installation, reseal, sealed_columns
 from webapp.microsoft.models import FlowKind, LinkFlow
 from webapp.microsoft.service import app_subject, grant_subject
@@ -72,6 +73,8 @@ def test_rotation_reaches_every_sealed_column(db_url: str, tmp_path: Path) -> No
     assert marked == {
         ("connection", "secrets"),
         ("oauth_app", "secret"),
+        ("oauth_app", "next_secret"),
+        ("alert_target", "secret"),
         ("grant", "cache"),
         ("link_flow", "data"),
     }, "give the new column a row below"
@@ -90,6 +93,16 @@ def test_rotation_reaches_every_sealed_column(db_url: str, tmp_path: Path) -> No
             )
         )
         app = an_app(session, installation.keyring, secret="geheim")
+        app.next_secret = app.secret
+        session.add(
+            AlertTarget(
+                uid=ids.short_id(),
+                channel=Channel.WEBHOOK,
+                address="https://hooks.example/postroom",
+                secret=installation.keyring.seal("alert-target", "target", "geheim"),
+                created_at=installation.db.now(),
+            )
+        )
         grant = a_grant(session, installation.keyring, app, a_mailbox(session), cache="geheim")
         session.add(
             LinkFlow(
@@ -106,6 +119,8 @@ def test_rotation_reaches_every_sealed_column(db_url: str, tmp_path: Path) -> No
         subjects = {
             "connection.secrets": f"connection:{uid}",
             "oauth_app.secret": app_subject(app.uid),
+            "oauth_app.next_secret": app_subject(app.uid),
+            "alert_target.secret": "target",
             "grant.cache": grant_subject(grant.id),
             "link_flow.data": "flow",
         }

@@ -9,9 +9,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 import webapp.accounts.models
+import webapp.api.models
 import webapp.audit
 import webapp.connections.models
 import webapp.delivery.models
+import webapp.incidents.models
 import webapp.microsoft.models
 import webapp.sites.models  # noqa: F401  (every table is known once these are imported)
 from webapp.db import Database

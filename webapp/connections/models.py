@@ -52,6 +52,8 @@ class Connection(Base):
         sa.ForeignKey("grant.id", ondelete="SET NULL", use_alter=True), index=True
     )
     """The link in use, for mailers that need one."""
+    is_system: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """The installation's own, for alerts; no site may choose it."""
     lane_id: Mapped[int | None] = mapped_column(sa.ForeignKey("lane.id"), index=True)
     version: Mapped[int] = mapped_column(default=1)
     """Raised with every save, so that a process knows when what it opened is out of date."""

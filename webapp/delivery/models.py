@@ -77,6 +77,8 @@ class Lane(Base):
     blocked_until: Mapped[datetime | None]
     """Empty while blocked means: until somebody acts."""
     blocked_since: Mapped[datetime | None]
+    trips: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Times in a row that the remote could not be reached at all, while the breaker is open."""
     blocked_kind: Mapped[str] = mapped_column(sa.String(30), default="")
     blocked_words: Mapped[str] = mapped_column(sa.Text, default="")
 
@@ -126,6 +128,8 @@ class Message(Base):
     """Attempts that count for the back-off; being asked to wait does not."""
     unclear: Mapped[int] = mapped_column(default=0)
     """Times the answer was lost."""
+    looks: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Times that the remote was asked whether an unclear mail had gone out."""
     maybe_twice: Mapped[bool] = mapped_column(default=False)
     """It went out again after an answer was lost."""
     last_code: Mapped[str] = mapped_column(sa.String(40), default="")

@@ -62,6 +62,11 @@ class OAuthApp(Base):
     secret_set_at: Mapped[datetime | None]
     secret_set_by: Mapped[str] = mapped_column(sa.String(320), default="")
     secret_expires_on: Mapped[date | None] = mapped_column(sa.Date)
+    next_secret: Mapped[str | None] = mapped_column(SealedText("oauth-app"))
+    """Sealed: a successor that has not proved itself yet."""
+    next_secret_set_at: Mapped[datetime | None]
+    next_secret_set_by: Mapped[str] = mapped_column(sa.String(320), default="", server_default="")
+    next_secret_expires_on: Mapped[date | None] = mapped_column(sa.Date)
     problem_code: Mapped[str] = mapped_column(sa.String(40), default="")
     """The provider's code, while it refuses the registration itself."""
     problem_words: Mapped[str] = mapped_column(sa.Text, default="")

@@ -46,6 +46,8 @@ class Site(Base):
     mode: Mapped[str] = mapped_column(sa.String(20), default=Mode.LIVE)
     after_unclear: Mapped[str] = mapped_column(sa.String(20), default=AfterUnclear.RATHER_TWICE)
     retry_hours: Mapped[int] = mapped_column(default=72)
+    silent_hours: Mapped[int | None]
+    """An incident when no mail comes for so long; empty for sites that do not wish it."""
     placeholder_emails: Mapped[list[str]] = mapped_column(default=list)
     """Patterns of senders that programs set when nobody configured one."""
     placeholder_names: Mapped[list[str]] = mapped_column(default=list)

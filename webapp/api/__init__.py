@@ -1,0 +1,1 @@
+"""The HTTP API: programs hand mail in, and read what became of it."""

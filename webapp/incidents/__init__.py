@@ -1,0 +1,1 @@
+"""Incidents: what stopped, since when and why, and who is told."""
