@@ -97,9 +97,10 @@ class Sink:
 class GraphSink:
     """The stand-in for Microsoft as a process, and a mailbox there that sends without limits."""
 
-    def __init__(self) -> None:
-        self._sandbox = Sandbox()
-        self.environment = self._sandbox.environment
+    def __init__(self, *, lasts: int = 3600) -> None:
+        """Its access tokens are good for `lasts` seconds."""
+        self.sandbox = Sandbox(lasts=lasts)
+        self.environment = self.sandbox.environment
         self._delay = 0.0
         self._before = 0
         self.delay = USUAL_DELAY
@@ -111,13 +112,13 @@ class GraphSink:
     @delay.setter
     def delay(self, seconds: float) -> None:
         self._delay = seconds
-        self._sandbox.clear()
-        self._sandbox.fault("slow", milliseconds=int(seconds * 1000))
+        self.sandbox.clear()
+        self.sandbox.fault("slow", milliseconds=int(seconds * 1000))
         self._before = self.arrived.total()
 
     @property
     def arrived(self) -> Counter[str]:
-        return Counter(self._sandbox.counts())
+        return Counter(self.sandbox.counts())
 
     @property
     def in_hand(self) -> int:
@@ -126,10 +127,10 @@ class GraphSink:
 
     def connect(self, house: "House", slug: str) -> None:
         with closing(open_installation(config.load(house.environment))) as installation:
-            link(installation, self._sandbox, slug)
+            link(installation, self.sandbox, slug)
 
     def close(self) -> None:
-        self._sandbox.close()
+        self.sandbox.close()
 
 
 @dataclass
@@ -205,6 +206,16 @@ class House:
             return self.process.pid
         found = [pid for name, pid in STARTED.findall(self._log.read_text()) if name == part]
         return int(found[-1])
+
+    def kill_host(self) -> None:
+        """kill -9 of everything at once, as a power cut does, and a start."""
+        assert self.process is not None
+        everything = [self.pid_of(part) for part in ("serve", "web", "submission", "deliver")]
+        for pid in everything:
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everything), "the end")
+        self.start()
 
     def kill(self, part: str) -> None:
         """kill -9, and start the supervisor again when it was the one."""

@@ -87,9 +87,17 @@ class PostgresServer:
             start_new_session=True,  # Ctrl-C at the terminal is for the tests alone
             **self._surroundings(),
         )
+        self._serve()
+
+    def _serve(self) -> None:
         options = f"-k {self._folder} -c listen_addresses='' {' '.join(_DURABILITY)}"
         log = str(self._folder / "log")
         self._run("pg_ctl", "-D", str(self._data), "-w", "-l", log, "-o", options, "start")
+
+    def restart(self) -> None:
+        """End every connection, as a restart of a database server does, and come back."""
+        self._run("pg_ctl", "-D", str(self._data), "-w", "-m", "fast", "stop")
+        self._serve()
 
     def stop(self) -> None:
         if self._guard is not None and self._guard.stdin is not None:
