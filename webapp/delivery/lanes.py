@@ -71,6 +71,8 @@ def _at(seconds: float) -> datetime:
 
 
 RECIPIENTS = "recipients"
+UNREACHABLE = "unreachable"
+"""Why a lane is blocked while its breaker is open: nobody answers there."""
 SPANS = {
     "minute": (timedelta(minutes=1), 60),
     "hour": (timedelta(hours=1), 60),
