@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     max_recipients: int = 1000
     max_submission_connections: int = 500
     max_data_memory_bytes: int = 400 * 1024 * 1024
+    disk_reserve_bytes: int = 500 * 1024 * 1024
     delivery_threads: int = 48
     http_threads: int = 8
     log_json: bool = False

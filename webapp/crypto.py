@@ -49,6 +49,11 @@ class Keyring:
         """32 bytes for one purpose, from the key at `index` (0 is the newest)."""
         return HKDF(SHA256(), 32, None, f"postroom:{purpose}".encode()).derive(self._keys[index])
 
+    def fingerprint(self) -> str:
+        """Twelve characters by which people tell the newest key from others; nothing follows from
+        them."""
+        return self.derive("fingerprint")[:6].hex()
+
     def derive_all(self, purpose: str) -> list[bytes]:
         """One derived key for each key of the ring, newest first."""
         return [self.derive(purpose, index) for index in range(len(self._keys))]

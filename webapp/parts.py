@@ -17,6 +17,9 @@ from webapp.db import Database
 from webapp.delivery import beats
 from webapp.delivery.wake import Waker
 from webapp.delivery.worker import Worker
+from webapp.disk import Disk
+from webapp.incidents.tell import Teller
+from webapp.incidents.watch import Watch
 from webapp.ingress.accept import Acceptor
 from webapp.ingress.smtp import SubmissionServer
 from webapp.installation import Installation, load_keys, open_installation
@@ -49,12 +52,18 @@ def deliver() -> None:
     surroundings = Surroundings(hostname=settings.hostname, ca_file=ca_file, tokens=tokens)
     worker = Worker(installation, surroundings)
     on_stop(worker.stop)
-    keep_alive = KeepAlive(installation.db, tokens)
-    keep_alive.start()
+    beside = (
+        KeepAlive(installation.db, tokens),
+        Watch(installation),
+        Teller(installation, lambda: load_keys(settings, may_create=False), surroundings),
+    )
+    for thread in beside:
+        thread.start()
     try:
         worker.run()
     finally:
-        keep_alive.stop()
+        for thread in beside:
+            thread.stop()
 
 
 def submission() -> None:
@@ -71,7 +80,7 @@ def submission() -> None:
 
 async def _submission(installation: Installation) -> None:
     waker = Waker(installation.settings.instance)
-    acceptor = Acceptor(installation.db, waker)
+    acceptor = Acceptor(installation.db, waker, Disk.of(installation.settings))
     server = SubmissionServer(installation.settings, installation.db, acceptor)
     await server.start()
     log.info("submission listens", address=str(installation.settings.submission_listen))

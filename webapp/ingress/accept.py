@@ -6,6 +6,7 @@ commit was under way. No timer: a group is as large as the traffic makes it.
 """
 
 import asyncio
+import json
 import queue
 import threading
 import zlib
@@ -22,8 +23,9 @@ import structlog
 
 from webapp import ids
 from webapp.db import Database, Driver, utcnow
-from webapp.delivery.models import Message, Source, State
+from webapp.delivery.models import ASKED, Message, Source, State
 from webapp.delivery.wake import Waker
+from webapp.disk import FULL, Disk
 from webapp.mime.facts import Facts, facts_of
 from webapp.mime.outgoing import too_many_hops
 from webapp.mime.tokens import tokens, tsvector_literal
@@ -50,11 +52,22 @@ class NotAccepted(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Pinned:
-    """A connection that a mail leaves by whatever the site's settings say, and before all others:
-    it is a test of that connection."""
+    """A connection that a mail leaves by whatever the site's settings say: it is a test of that
+    connection, or whoever handed it in asked for it."""
 
     connection_id: int
     lane_id: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Once:
+    """A name for a request: a mail handed in again under it is not stored a second time."""
+
+    credential_id: int
+    digest: str
+    """Of the name."""
+    body_digest: str
+    lasts: timedelta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +83,12 @@ class Submission:
     raw: bytes
     received: Mapping[str, Any]
     pinned: Pinned | None = None
+    once: Once | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether somebody looks at the page and waits: it goes before all others."""
+        return self.source in {Source.TEST, Source.RESEND}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +111,9 @@ class Accepted:
 
     queue_id: str
     state: State
+    first_body: str = ""
+    """Set when nothing was stored, because a request of this name was answered before: the digest
+    of what that one carried."""
 
 
 def prepare(submission: Submission) -> Prepared:
@@ -109,15 +131,28 @@ def prepare(submission: Submission) -> Prepared:
 
 
 def store(driver: Driver, group: Sequence[Prepared], now: datetime) -> list[Accepted]:
-    """Write a group of mails; they are ours once the caller has committed."""
+    """Write a group of mails; they are ours once the caller has committed.
+
+    A mail whose request was answered before is left out, and gets that answer.
+    """
     routes = _routes(driver, {item.submission.site_id for item in group})
+    answers = _repeats(driver, group, routes, now)
+    fresh = [item for item in group if item.queue_id not in answers]
+    if fresh:
+        answers |= {told.queue_id: told for told in _store_all(driver, fresh, routes, now)}
+    return [answers[item.queue_id] for item in group]
+
+
+def _store_all(
+    driver: Driver, group: Sequence[Prepared], routes: Mapping[int, SiteRoute], now: datetime
+) -> list[Accepted]:
     first_id = _reserve_ids(driver, len(group))
     messages, contents, recipients, searches = [], [], [], []
     counts: Counter[tuple[int, str]] = Counter()
     accepted = []
     for message_id, item in zip(first_id, group, strict=True):
         site_id = item.submission.site_id
-        decision = _pinned(plan(routes[site_id]), item.submission.pinned)
+        decision = _pinned(plan(routes[site_id]), item.submission)
         row = _message_row(message_id, item, decision, routes[site_id], now)
         messages.append(row)
         contents.append({"message_id": message_id, "raw": item.compressed})
@@ -168,10 +203,49 @@ def _routes(driver: Driver, site_ids: set[int]) -> dict[int, SiteRoute]:
     }
 
 
-def _pinned(decision: Plan, pinned: Pinned | None) -> Plan:
+def _pinned(decision: Plan, submission: Submission) -> Plan:
+    pinned = submission.pinned
     if pinned is None or decision.blocked:
         return decision
-    return Plan(connection_id=pinned.connection_id, lane_id=pinned.lane_id, why={"code": "test"})
+    code = "test" if submission.source is Source.TEST else ASKED
+    return Plan(connection_id=pinned.connection_id, lane_id=pinned.lane_id, why={"code": code})
+
+
+# The row is the claim to the name: of two at once, the second waits here for the first to commit.
+_CLAIM_NAME = (
+    "INSERT INTO idempotency "
+    "(credential_id, digest, body_digest, status, answer, created_at, expires_at) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (credential_id, digest) DO UPDATE SET "
+    "body_digest = excluded.body_digest, status = excluded.status, answer = excluded.answer, "
+    "created_at = excluded.created_at, expires_at = excluded.expires_at "
+    "WHERE idempotency.expires_at <= excluded.created_at RETURNING digest"
+)
+_FIRST_ANSWER = "SELECT body_digest, answer FROM idempotency WHERE credential_id = ? AND digest = ?"
+TAKEN = 202
+"""What HTTP calls a mail that was accepted."""
+
+
+def _repeats(
+    driver: Driver, group: Sequence[Prepared], routes: Mapping[int, SiteRoute], now: datetime
+) -> dict[str, Accepted]:
+    """Claim the names of these mails; by queue id, those whose name was answered before."""
+    found = {}
+    named = [(once, item) for item in group if (once := item.submission.once)]
+    # In the order of their keys, so that two processes never wait for one another.
+    for once, item in sorted(named, key=lambda pair: (pair[0].credential_id, pair[0].digest)):
+        blocked = plan(routes[item.submission.site_id]).blocked
+        answer = {"id": item.queue_id, "status": State.BLOCKED if blocked else State.QUEUED}
+        row = (once.credential_id, once.digest, once.body_digest, TAKEN, answer)
+        if not driver.rows(_CLAIM_NAME, *driver.plain((*row, now, now + once.lasts))):
+            first = driver.rows(_FIRST_ANSWER, once.credential_id, once.digest)[0]
+            found[item.queue_id] = first_answer(*first)
+    return found
+
+
+def first_answer(body_digest: str, answer: Any) -> Accepted:
+    """What was answered to the first request of a name; JSON as either driver gives it."""
+    told = json.loads(answer) if isinstance(answer, str) else answer
+    return Accepted(queue_id=told["id"], state=State(told["status"]), first_body=body_digest)
 
 
 def _reserve_ids(driver: Driver, count: int) -> Sequence[int]:
@@ -195,7 +269,7 @@ def _message_row(
         "source": submission.source,
         "received": dict(submission.received),
         "state": State.BLOCKED if decision.blocked else State.QUEUED,
-        "due_at": None if decision.blocked else now - (AHEAD if submission.pinned else NO_TIME),
+        "due_at": None if decision.blocked else now - (AHEAD if submission.is_first else NO_TIME),
         "lane_id": decision.lane_id,
         "connection_id": decision.connection_id,
         "why": dict(decision.why),
@@ -277,11 +351,15 @@ Answer = Accepted | NotAccepted
 
 
 class Acceptor:
-    """Stores submissions in grouped commits, on one thread of its own."""
+    """Stores submissions in grouped commits, on one thread of its own.
 
-    def __init__(self, db: Database, waker: Waker) -> None:
+    With a `disk`, new mail is refused as soon as only the reserve is left there.
+    """
+
+    def __init__(self, db: Database, waker: Waker, disk: Disk | None = None) -> None:
         self._db = db
         self._waker = waker
+        self._disk = disk
         self._waiting: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
         self._thread.start()
@@ -298,6 +376,10 @@ class Acceptor:
         answer: asyncio.Future[Accepted] = loop.create_future()
         self._waiting.put(Waiting(submission=submission, answer=answer, loop=loop))
         return answer
+
+    def has_room(self, size: int = 0) -> bool:
+        """Whether a mail of this size may come; it may still be refused once it is there."""
+        return self._disk is None or self._disk.has_room(size)
 
     def close(self) -> None:
         """Store what was submitted so far, then stop."""
@@ -321,6 +403,7 @@ class Acceptor:
         ready: list[tuple[Waiting, Prepared]] = []
         for item in group:
             try:
+                self._check_room(len(item.submission.raw))
                 ready.append((item, prepare(item.submission)))
             except NotAccepted as refusal:
                 answers.append((item, refusal))
@@ -330,6 +413,13 @@ class Acceptor:
         if ready:
             answers.extend(self._stored(ready))
         _tell(answers)
+
+    def _check_room(self, size: int) -> None:
+        if self._disk is None:
+            return
+        if not self._disk.has_room(size):
+            raise NotAccepted(FULL)
+        self._disk.take(size)
 
     def _stored(self, ready: list[tuple[Waiting, Prepared]]) -> list[tuple[Waiting, Answer]]:
         try:
@@ -353,6 +443,9 @@ class Acceptor:
     def _single(self, mail: Prepared) -> Answer:
         try:
             return self._commit([mail])[0]
+        except sa.exc.OperationalError as error:  # the disk or the server, not this mail
+            log.warning("a mail could not be stored", error=str(error.orig)[:300])
+            return _refusal(error)
         except Exception as error:
             log.exception("a mail could not be stored")
             return _refusal(error)
@@ -406,6 +499,6 @@ def _resolve(item: Waiting, answer: Answer) -> None:
 
 def _refusal(error: Exception) -> NotAccepted:
     text = str(getattr(error, "orig", error)).lower()
-    if "is full" in text or "no space" in text:
-        return NotAccepted("452 4.3.1 The disk is full: try again later")
+    if any(words in text for words in ("is full", "no space", "disk i/o error")):
+        return NotAccepted("452 4.3.1 The disk is full or cannot be written to: try again later")
     return NotAccepted("451 4.3.0 The mail could not be stored: try again later")

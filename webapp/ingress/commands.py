@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from webapp.delivery.models import Source
 from webapp.delivery.wake import Waker
+from webapp.disk import FULL, Disk
 from webapp.ingress.accept import NotAccepted, Submission, prepare, store
 from webapp.installation import open_installation
 from webapp.mime.facts import facts_of
@@ -55,6 +56,8 @@ def _queue(raw: bytes, recipients: tuple[str, ...], sender: str, slug: str | Non
     db = installation.db
     if len(raw) > installation.settings.max_message_bytes:
         _refuse("the mail is too large", DATA)
+    if not Disk.of(installation.settings).has_room(len(raw)):
+        _refuse(FULL, TEMPORARY)
     user = pwd.getpwuid(os.getuid()).pw_name
     submission = Submission(
         site_id=_site(installation.db.reader, slug),

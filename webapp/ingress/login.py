@@ -1,4 +1,4 @@
-"""Who submits: an SMTP login checked against the digest of its random secret.
+"""Who submits: an SMTP login or a key of the API, checked against the digest of its random secret.
 
 The secret has 160 random bits, so a plain digest is enough, and a right one is never delayed:
 guessing at a site's login must not slow down that site's mail.
@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from webapp.db import Database
+from webapp.sites.models import CredentialKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class Submitter:
     site_id: int
     username: str
     senders: tuple[str, ...]
+    scopes: frozenset[str] = frozenset()
+    """What a key may do; a login has none."""
 
     def may_send_as(self, address: str) -> bool:
         """Whether the credential's list of senders allows it; an empty list allows any."""
@@ -34,16 +37,22 @@ class Submitter:
 
 
 _LOOK_UP = (
-    "SELECT id, site_id, digest, senders, networks FROM credential "
-    "WHERE username = ? AND kind = 'smtp' AND revoked_at IS NULL"
+    "SELECT id, site_id, digest, senders, networks, scopes FROM credential "
+    "WHERE username = ? AND kind = ? AND revoked_at IS NULL"
 )
 
 
-def authenticate(db: Database, username: str, secret: str, address: str) -> Submitter | None:
+def authenticate(
+    db: Database,
+    username: str,
+    secret: str,
+    address: str,
+    kind: CredentialKind = CredentialKind.SMTP,
+) -> Submitter | None:
     """The submitter, or None for a wrong, revoked or misplaced credential."""
     if not username.isprintable():  # no login of ours, and no text a database would take
         return None
-    row = db.look_up(_LOOK_UP, username[:100])
+    row = db.look_up(_LOOK_UP, username[:100], kind.value)
     digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
     if row is None or not hmac.compare_digest(digest, row[2]):
         return None
@@ -51,7 +60,11 @@ def authenticate(db: Database, username: str, secret: str, address: str) -> Subm
     if networks and not _inside(address, networks):
         return None
     return Submitter(
-        credential_id=row[0], site_id=row[1], username=username, senders=tuple(senders)
+        credential_id=row[0],
+        site_id=row[1],
+        username=username,
+        senders=tuple(senders),
+        scopes=frozenset(_list(row[5])),
     )
 
 

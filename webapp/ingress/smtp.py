@@ -24,6 +24,7 @@ from aiosmtpd.smtp import Session as AioSession
 from webapp.config import Settings
 from webapp.db import Database
 from webapp.delivery.models import Source
+from webapp.disk import FULL
 from webapp.ingress.accept import Acceptor, NotAccepted, Submission, note_use
 from webapp.ingress.login import Brake, Known, Submitter, authenticate
 from webapp.mime.facts import facts_of
@@ -403,6 +404,8 @@ class Session(SMTP):
             return
         address, parameters = path
         problem = self._mail_parameters(parameters.upper().split())
+        if problem is None and not self._office.acceptor.has_room():
+            problem = FULL
         if problem is None and address and not self._may_send_as(address):
             problem = f"550 5.7.1 This login may not send as {address}"
         if problem is not None:
@@ -420,6 +423,8 @@ class Session(SMTP):
                     return self._too_large()
                 if not self._room_for(int(value)):
                     return "452 4.3.1 Too much mail is being received: try again in a moment"
+                if not self._office.acceptor.has_room(int(value)):
+                    return FULL
             elif name not in {"BODY", "AUTH", "SMTPUTF8"}:
                 return f"555 5.5.4 Unknown parameter {name[:40]}"
         return None

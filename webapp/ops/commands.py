@@ -1,6 +1,9 @@
 """`postroom doctor` and `postroom key`."""
 
+import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import click
@@ -8,18 +11,35 @@ import click
 from webapp import config
 from webapp.crypto import Keyring, new_key, parse_key
 from webapp.installation import key_file, open_installation, reseal, write_keys
-from webapp.ops.doctor import examine
+from webapp.ops.doctor import Finding, Verdict, examine
 
 
 @click.command()
-def doctor() -> None:
-    """Look whether everything is well, and say what is not."""
+@click.option("--full", is_flag=True, help="Try every stored secret, and read the whole database.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object for each check, in a list.")
+def doctor(full: bool, as_json: bool) -> None:
+    """Look whether everything is well, and say what is not and what to do.
+
+    Ends with 1 when something is bad.
+    """
     installation = open_installation()
-    findings = list(examine(installation))
-    installation.close()
+    try:
+        findings = list(examine(installation, full=full))
+    finally:
+        installation.close()
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        _tell(findings)
+    sys.exit(1 if any(finding.verdict is Verdict.BAD for finding in findings) else 0)
+
+
+def _tell(findings: Sequence[Finding]) -> None:
+    marks = {Verdict.GOOD: "ok  ", Verdict.BAD: "BAD ", Verdict.UNKNOWN: "?   "}
     for finding in findings:
-        click.echo(f"{'ok  ' if finding.good else 'BAD '} {finding.name}: {finding.words}")
-    sys.exit(0 if all(finding.good for finding in findings) else 1)
+        click.echo(f"{marks[finding.verdict]} {finding.name}: {finding.words}")
+        if finding.remedy:
+            click.echo(f"      {finding.remedy}")
 
 
 @click.group()
