@@ -80,9 +80,10 @@ class FormValues:
 
 
 def find_connection(session: Session, site: Site, uid: str) -> Connection | None:
-    """A connection of this site, or a shared one."""
+    """A connection of this site, or a shared one; never the installation's own."""
     query = sa.select(Connection).where(
         Connection.uid == uid,
+        Connection.is_system.is_(False),
         sa.or_(Connection.site_id == site.id, Connection.site_id.is_(None)),
     )
     return session.scalar(query)
@@ -92,6 +93,12 @@ def connections_of(session: Session, site: Site) -> list[Connection]:
     """The connections of a site, the oldest first."""
     query = sa.select(Connection).where(Connection.site_id == site.id).order_by(Connection.id)
     return list(session.scalars(query))
+
+
+def alert_connection(session: Session) -> Connection | None:
+    """The installation's own, by which alerts leave."""
+    query = sa.select(Connection).where(Connection.is_system).order_by(Connection.id).limit(1)
+    return session.scalar(query)
 
 
 def primary_connection(session: Session, site: Site) -> Connection | None:
@@ -154,7 +161,7 @@ def subject(uid: str) -> str:
 def save_connection(
     session: Session,
     keyring: Keyring,
-    site: Site,
+    site: Site | None,
     connection: Connection | None,
     values: FormValues,
     *,
@@ -163,10 +170,11 @@ def save_connection(
 ) -> Connection:
     """Check and store what was entered; a new connection when `connection` is None.
 
-    Settings and secrets of other mailers stay stored. Raises FieldErrors by the names of the From
-    block and of the mailer's settings, and ForeignConnection.
+    Without a site it is the installation's own. Settings and secrets of other mailers stay stored.
+    Raises FieldErrors by the names of the From block and of the mailer's settings, and
+    ForeignConnection.
     """
-    if connection is not None and connection.site_id not in {site.id, None}:
+    if connection is not None and not _may_save(site, connection):
         raise ForeignConnection(connection.uid)
     secrets = stored_secrets(connection, keyring) if connection else {}
     block, block_errors = _checked_block(values)
@@ -205,7 +213,7 @@ def set_primary(
     session: Session, site: Site, connection: Connection, *, actor: str, now: datetime
 ) -> bool:
     """Make it the connection the site sends with; returns whether it was another one before."""
-    if connection.site_id not in {site.id, None}:
+    if not _may_save(site, connection):
         raise ForeignConnection(connection.uid)
     if site.primary_connection_id == connection.id:
         return False
@@ -234,10 +242,17 @@ def forget_health(connection: Connection) -> None:
     connection.last_words = ""
 
 
-def _new_connection(site: Site, now: datetime) -> Connection:
+def _may_save(site: Site | None, connection: Connection) -> bool:
+    if site is None:
+        return connection.is_system
+    return connection.site_id in {site.id, None} and not connection.is_system
+
+
+def _new_connection(site: Site | None, now: datetime) -> Connection:
     return Connection(
         uid=ids.short_id(),
-        site_id=site.id,
+        site_id=site.id if site else None,
+        is_system=site is None,
         settings={},
         secrets_set={},
         version=1,
@@ -369,7 +384,7 @@ def _secret_changes(
 
 def _record(
     session: Session,
-    site: Site,
+    site: Site | None,
     connection: Connection,
     is_new: bool,
     changes: dict[str, Any],
@@ -383,7 +398,7 @@ def _record(
         action="connection created" if is_new else "connection changed",
         object_kind="connection",
         object_id=connection.uid,
-        site_id=site.id,
+        site_id=site.id if site else None,
         changes=changes,
     )
 

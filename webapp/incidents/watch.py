@@ -1,0 +1,128 @@
+"""Looks at the state of things every ten seconds, and opens and closes incidents."""
+
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import timedelta
+
+import sqlalchemy as sa
+import structlog
+
+from webapp.incidents import service
+from webapp.incidents.kinds import Kind
+from webapp.incidents.models import Incident
+from webapp.incidents.signs import Sign, ledger_signs, signs
+from webapp.installation import Installation
+
+log = structlog.get_logger(__name__)
+
+INTERVAL = timedelta(seconds=10)
+LEDGER_EVERY = timedelta(hours=1)
+STOP_SECONDS = 5.0
+
+LEDGER = frozenset({Kind.LEDGER.value})
+ALL_BUT_LEDGER = frozenset(kind.value for kind in Kind) - LEDGER
+
+
+class Watch:
+    """A thread; one process is enough, and several do no harm."""
+
+    def __init__(self, installation: Installation, interval: timedelta = INTERVAL) -> None:
+        self._installation = installation
+        self._db = installation.db
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin with a round at once."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more; may be called twice."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(STOP_SECONDS)
+            self._thread = None
+
+    def round(self) -> None:
+        """Compare what is wrong now with the open incidents."""
+        with self._db.read() as session:
+            found = signs(session, self._db.now(), self._installation.settings.instance)
+        self._settle(found, ALL_BUT_LEDGER)
+
+    def check_ledger(self) -> None:
+        """The same for the books of every site."""
+        with self._db.reader.connect() as connection:
+            found = ledger_signs(connection, is_sqlite=self._db.is_sqlite)
+        self._settle(found, LEDGER)
+
+    def _settle(self, found: Sequence[Sign], kinds: Collection[str]) -> None:
+        with self._db.read() as session:
+            known = {i.cause: i for i in service.open_incidents(session) if i.kind in kinds}
+        for sign in found:
+            try:
+                self._note(sign, known.get(sign.cause[:200]))
+            except sa.exc.IntegrityError:  # another process was quicker, or a site is gone
+                log.info("an incident was noted elsewhere", cause=sign.cause)
+        causes = {sign.cause[:200] for sign in found}
+        for incident in known.values():
+            if incident.cause not in causes:
+                self._close(incident, causes)
+
+    def _note(self, sign: Sign, incident: Incident | None) -> None:
+        now = self._db.now()
+        if incident is None:
+            with self._db.write() as session:
+                opened = service.open_incident(session, sign, now)
+            if opened is not None:
+                log.warning("an incident begins", kind=sign.kind.value, cause=sign.cause)
+            return
+        if not _has_news(sign, incident):
+            return
+        with self._db.write() as session:
+            current = session.get(Incident, incident.id)
+            if current is not None and current.closed_at is None:
+                service.update_incident(session, current, sign, now)
+
+    def _close(self, incident: Incident, causes: Collection[str]) -> None:
+        quietly = incident.kind == Kind.SECRET and _is_followed(incident.cause, causes)
+        with self._db.write() as session:
+            closed = service.close_incident(session, incident.id, self._db.now(), quietly=quietly)
+        if closed:
+            log.warning("an incident is over", kind=incident.kind, cause=incident.cause)
+
+    def _run(self) -> None:
+        ledger_at = None
+        while not self._stop.is_set():
+            try:
+                self.round()
+                now = self._db.now()
+                if ledger_at is None or now >= ledger_at or ledger_at - now > LEDGER_EVERY:
+                    self.check_ledger()
+                    ledger_at = now + LEDGER_EVERY
+            except sa.exc.SQLAlchemyError as error:
+                log.warning("the watch waits for the database", error=type(error).__name__)
+            except Exception:  # one bad row must not make every other incident go unnoticed
+                log.exception("a round of the watch ended in a bug")
+            self._stop.wait(self._interval.total_seconds())
+
+
+def _has_news(sign: Sign, incident: Incident) -> bool:
+    """Whether writing it down could change anything; saves a write at every look."""
+    known = incident.details
+    if sign.details.get("count", 0) < known.get("count", 0):
+        sign = replace(sign, details={**sign.details, "count": known["count"]})
+    return (
+        incident.code != sign.code[:40]
+        or not sign.sites.issubset(known.get("sites", ()))
+        or any(known.get(name) != value for name, value in sign.details.items())
+    )
+
+
+def _is_followed(cause: str, causes: Collection[str]) -> bool:
+    """Whether the next reminder about the same date took this one's place."""
+    about = cause.rpartition(":")[0]
+    return any(other.startswith(f"{about}:") for other in causes)
