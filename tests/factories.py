@@ -21,10 +21,12 @@ import sqlalchemy as sa
 from argon2 import PasswordHasher
 from sqlalchemy.orm import Session
 
-from webapp import config, i18n, ids
+from tests.rig import postgres
+from webapp import config, i18n, ids, schema
 from webapp.accounts.models import Membership, Role, User
 from webapp.connections.models import Connection, Health
 from webapp.crypto import Keyring, new_key
+from webapp.db import Database
 from webapp.delivery.models import Content, Lane, Message, Recipient, Source, State, Tally
 from webapp.installation import Installation, open_installation, write_keys
 from webapp.microsoft.models import Grant, GrantState, Link, Mailbox, OAuthApp
@@ -48,12 +50,26 @@ def an_installation(db_url: str, tmp_path: Path, **settings: object) -> Installa
         shutil.copytree(_compiled(), instance / "translations")
     given = {f"POSTROOM_{name.upper()}": str(value) for name, value in settings.items()}
     environ = {"POSTROOM_INSTANCE": str(instance), "POSTROOM_DATABASE_URL": db_url, **given}
-    path = sa.make_url(db_url).database
-    if db_url.startswith("sqlite") and path and not Path(path).exists():
-        shutil.copyfile(_migrated(), path)
-        if not (instance / "secret.key").exists():
-            write_keys(instance / "secret.key", [new_key()])
+    if give_tables(db_url) and not (instance / "secret.key").exists():
+        write_keys(instance / "secret.key", [new_key()])
     return open_installation(config.load(environ), migrate=True)
+
+
+def give_tables(db_url: str) -> bool:
+    """Give an empty database every table, from a copy made once; whether it was empty."""
+    url = sa.make_url(db_url)
+    if db_url.startswith("postgresql"):
+        return postgres.give_tables(url, _migrate)
+    if not url.database or Path(url.database).exists():
+        return False
+    shutil.copyfile(_migrated(), url.database)
+    return True
+
+
+def _migrate(url: sa.URL) -> None:
+    db = Database(url)
+    schema.migrate(db)
+    db.close()
 
 
 @cache

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from webapp import schema
+from tests.factories import give_tables
 from webapp.db import Database, UTCDateTime, WriteLock
 from webapp.delivery.models import Heartbeat, Setting
 
@@ -47,8 +47,8 @@ with WriteLock(Path(sys.argv[1])).hold():
 
 @pytest.fixture
 def db(db_url: str) -> Iterator[Database]:
+    give_tables(db_url)
     made = Database(db_url)
-    schema.migrate(made)
     yield made
     made.close()
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from webapp import ids, schema
+from tests.factories import give_tables
+from webapp import ids
 from webapp.connections.models import Connection
 from webapp.db import Database
 from webapp.delivery import finish as finishing
@@ -191,8 +192,8 @@ class World:
 
 def a_world(url: str) -> World:
     """An empty, migrated database with a ledger."""
+    give_tables(url)
     db = Database(url)
-    schema.migrate(db)
     world = World(db)
     world.take_over()
     return world

@@ -13,12 +13,13 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy.engine import URL
 
 from tests.rig.absence import absent, on_ci
 
@@ -152,6 +153,24 @@ class PostgresServer:
     def _surroundings(self) -> dict[str, Any]:
         environment = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
         return {"cwd": self._folder, "env": environment, **self._as_user}
+
+
+def give_tables(url: URL, migrate: Callable[[URL], None]) -> bool:
+    """Make an empty database of a server of ours anew as a copy of one that has every table; that
+    one is made by `migrate`, once for each server. Returns whether the database was empty."""
+    place = f"host={url.query['host']} user=postgres dbname="
+    with psycopg.connect(f"{place}{url.database}") as connection:
+        found = connection.execute("SELECT to_regclass('setting')").fetchone()
+        if found and found[0]:
+            return False
+    with psycopg.connect(f"{place}postgres", autocommit=True) as connection:
+        known = "SELECT 1 FROM pg_database WHERE datname = 'tables'"
+        if not connection.execute(known).fetchone():
+            connection.execute("CREATE DATABASE tables TEMPLATE template0")
+            migrate(url.set(database="tables"))
+        connection.execute(f"DROP DATABASE {url.database} WITH (FORCE)".encode())
+        connection.execute(f"CREATE DATABASE {url.database} TEMPLATE tables".encode())
+    return True
 
 
 def _unprivileged(folder: Path) -> dict[str, Any]:

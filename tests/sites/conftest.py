@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from webapp import schema
+from tests.factories import give_tables
 from webapp.db import Database
 
 
 @pytest.fixture
 def db(db_url: str) -> Iterator[Database]:
+    give_tables(db_url)
     database = Database(db_url)
-    schema.migrate(database)
     yield database
     database.close()
