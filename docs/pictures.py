@@ -1,12 +1,14 @@
 """Takes the pictures of the documentation anew: `.venv/bin/python -m docs.pictures`
 
 It starts an installation of its own in a temporary folder, with a mail server beside it that stands
-in for every host named here; nothing goes over the network. Needs Chromium and a Chinese font.
+in for every host named here, and the sandbox for Microsoft; nothing goes over the network. Needs
+Chromium and a Chinese font.
 """
 
 import base64
 import logging
 import os
+import re
 import smtplib
 import ssl
 import sys
@@ -14,6 +16,7 @@ import tempfile
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.faults.rig import House, wait_for
 from tests.rig.browser import provide_chromium
 from tests.rig.ports import free_port
+from tests.rig.sandbox import Sandbox
 
 PICTURES = Path(__file__).parent / "pictures"
 EMAIL = "mara@agentur.example"
@@ -42,7 +46,10 @@ socket.create_connection = _to_the_stand_in
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A site of the pictures, and the mailbox it sends with; without a host it has none yet."""
+    """A site of the pictures, and the mailbox it sends with.
+
+    Without a host it has none at first; where there is a sender, it is linked in the browser.
+    """
 
     name: str
     url: str
@@ -54,8 +61,13 @@ class Sample:
 SHOP = Sample(
     name="Lindenhof Shop",
     url="https://lindenhof.example",
-    host="smtp.lindenhof.example",
-    sender="shop@lindenhof.example",
+    sender="orders@lindenhof.example",
+)
+BOOKS = Sample(
+    name="Buchladen am Tor",
+    url="https://buchladen-am-tor.example",
+    host="smtp.buchladen-am-tor.example",
+    sender="laden@buchladen-am-tor.example",
     nickname="Hosting mail",
 )
 HOTEL = Sample(
@@ -73,8 +85,12 @@ SCHOOL = Sample(
     nickname="School mail",
 )
 CLUB = Sample(name="Ruderverein 1908", url="https://ruderverein.example")
-SAMPLES = (SHOP, HOTEL, SCHOOL, CLUB)
+SAMPLES = (SHOP, BOOKS, HOTEL, SCHOOL, CLUB)
+ACCOUNT_NAME = "Lindenhof Bestellungen"
+NOT_THE_ACCOUNT = "service@lindenhof.example"
 
+GENERAL = "/sites/lindenhof-shop/settings/general"
+TEST = "/sites/lindenhof-shop/tools/test"
 PARTLY = "Your order 4711 is on its way"
 MAILS = (
     (SCHOOL, "春季课程报名确认", "li.wei@example.org"),
@@ -86,8 +102,8 @@ MAILS = (
     (CLUB, "Registration for the winter training", "p.larsen@example.org"),
     (SHOP, "New message from the contact form", "team@lindenhof.example"),
     (HOTEL, "New enquiry: two rooms at Easter", "empfang@hotel-enzian.example"),
-    (SHOP, PARTLY, "m.rossi@example.org, depot@example.com"),
-    (SHOP, "Your order 4712 has been received", "busy@example.com"),
+    (BOOKS, PARTLY, "m.rossi@example.org, depot@example.com"),
+    (BOOKS, "The book you asked for has come in", "busy@example.com"),
 )
 
 
@@ -123,19 +139,20 @@ class StandIn:
         return f"250 2.0.0 Ok: queued as {4_811_000 + sum(self.seen.values()):X}B2"
 
 
-def a_house(folder: Path, port: int, certificates: trustme.CA) -> House:
-    """An installation whose connections to the hosts above lead to the stand-in."""
+def a_house(folder: Path, port: int, certificates: trustme.CA, sandbox: Sandbox) -> House:
+    """An installation whose connections to the hosts above lead to the stand-ins."""
     (folder / "sitecustomize.py").write_text(TO_THE_STAND_IN)
     bundle = folder / "ca.pem"
-    certificates.cert_pem.write_to_path(str(bundle))
+    bundle.write_bytes(certificates.cert_pem.bytes() + Path(sandbox.ca).read_bytes())
     return House(
         folder / "instance",
         "",
         environment_more={
+            **sandbox.environment,
             "POSTROOM_CA_BUNDLE": str(bundle),
             "PYTHONPATH": os.pathsep.join((str(folder), os.environ.get("PYTHONPATH", ""))),
             "PICTURES_PORT": str(port),
-            "PICTURES_HOSTS": " ".join(sample.host for sample in SAMPLES),
+            "PICTURES_HOSTS": " ".join(sample.host for sample in SAMPLES if sample.host),
         },
     )
 
@@ -173,6 +190,37 @@ def furnish(house: House) -> dict[str, tuple[str, str]]:
                 stdin=b"not a secret\n",
             )  # fmt: skip
     return logins
+
+
+def link(page: Page, sandbox: Sandbox) -> None:
+    """A registration for all sites, and the shop's mailbox linked by it, as a person does it."""
+    account = {"address": SHOP.sender, "name": ACCOUNT_NAME}
+    sandbox.session().post(f"{sandbox.inbox}/control/accounts", json=account).raise_for_status()
+    page.goto(GENERAL)
+    page.click("main a[href$='/settings/microsoft-apps/new']")
+    page.fill("[name=name]", "Agentur Mara")
+    page.select_option("[name=cloud]", "custom")
+    page.fill("[name=client_id]", sandbox.client_id)
+    page.fill("[name=client_secret]", sandbox.client_secret)
+    ends = datetime.now(UTC).date() + timedelta(days=702)
+    page.fill("[name=secret_expires_on]", ends.isoformat())
+    page.click("main form .save button")
+    page.goto(GENERAL)
+    page.click("button[name=then][value=authorize]:visible")
+    page.click(f"button[name=account]:has-text('{SHOP.sender}')")
+    page.click("button[name=decision][value=accept]")
+    page.wait_for_url(re.compile(GENERAL))
+
+
+def fail_a_test(page: Page) -> None:
+    """A test mail from an address that the account may not send as; its page is left open."""
+    page.goto(GENERAL)
+    page.fill("[name=from_email]", NOT_THE_ACCOUNT)
+    page.click("main form .save button:not([name=then])")
+    page.goto(TEST)
+    page.fill("[name=to]", EMAIL)
+    page.click("main form .save button")
+    page.locator("#test", has_text="ErrorSendAsDenied").wait_for()
 
 
 def hand_in(house: House, logins: dict[str, tuple[str, str]]) -> None:
@@ -223,21 +271,21 @@ def take(page: Page, name: str, path: str, height: int = 800) -> None:
     page.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
 
 
-def take_all(browser: Browser, house: House) -> None:
+def take_all(browser: Browser, page: Page, house: House) -> None:
     """Every picture that the documentation shows."""
     mails = {one["subject"]: one for one in house.made("message", "list")}
     partly = mails[PARTLY]
     message = f"/sites/{partly['site']}/log/{partly['id']}"
-    general = f"/sites/{partly['site']}/settings/general"
-    page = signed_in(browser, house, locale="en-GB", width=1400, dark=False)
     take(page, "board", "/")
-    take(page, "general", general, height=1240)
-    take(page, "log", "/log")
+    take(page, "general", GENERAL, height=1600)
+    take(page, "log", "/log", height=720)
     take(page, "message", message)
-    page = signed_in(browser, house, locale="en-GB", width=1400, dark=True)
-    take(page, "board-dark", "/")
-    page = signed_in(browser, house, locale="zh-CN", width=390, dark=False)
-    take(page, "board-zh", "/")
+    dark = signed_in(browser, house, locale="en-GB", width=1400, dark=True)
+    take(dark, "board-dark", "/", height=600)
+    chinese = signed_in(browser, house, locale="zh-CN", width=390, dark=False)
+    take(chinese, "board-zh", "/")
+    fail_a_test(page)
+    take(page, "test", page.url, height=910)
 
 
 def main() -> None:
@@ -250,22 +298,25 @@ def main() -> None:
         server = a_server(certificates)
         server.start()
         undo.callback(server.stop)
-        house = a_house(folder, server.port, certificates)
+        sandbox = undo.enter_context(Sandbox())
+        house = a_house(folder, server.port, certificates, sandbox)
         house.command("migrate")
         house.command("admin", "create", EMAIL, "--password-stdin", stdin=PASSWORD.encode())
         logins = furnish(house)
         house.start()
         undo.callback(house.stop)
-        hand_in(house, logins)
-        # The greylisted recipient is tried again after a minute.
-        wait_for(lambda: state_of(house, PARTLY) == "failed", "the second attempt", seconds=120)
         playwright = undo.enter_context(sync_playwright())
         chromium = provide_chromium(Path(playwright.chromium.executable_path))
         if chromium is None:
             sys.exit("There is no Chromium. On Debian and Ubuntu: apt-get install chromium")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--disable-lcd-text"])
         undo.callback(browser.close)
-        take_all(browser, house)
+        page = signed_in(browser, house, locale="en-GB", width=1400, dark=False)
+        link(page, sandbox)
+        hand_in(house, logins)
+        # The greylisted recipient is tried again after a minute.
+        wait_for(lambda: state_of(house, PARTLY) == "failed", "the second attempt", seconds=120)
+        take_all(browser, page, house)
 
 
 if __name__ == "__main__":

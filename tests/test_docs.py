@@ -3,12 +3,20 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import pytest
 
 from webapp import config
 from webapp.cli import postroom
+from webapp.connections.commands import OF_AN_APP
+from webapp.explain.texts import EXPLANATIONS
+from webapp.mailers import outlook
+from webapp.mailers.outlook import OutlookMailer
+from webapp.microsoft.clouds import CLOUDS, CUSTOM
+from webapp.sandbox.commands import sandbox
+from webapp.sandbox.faults import Kind
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -144,4 +152,59 @@ def test_every_refusal_of_the_listener_is_explained() -> None:
 def test_the_pictures_are_small() -> None:
     pictures = list((DOCS / "pictures").glob("*.png"))
     assert pictures
-    assert sum(path.stat().st_size for path in pictures) < 600 * 1024
+    assert sum(path.stat().st_size for path in pictures) < 800 * 1024
+
+
+# ---- Microsoft ----
+
+
+@pytest.mark.parametrize("name", ["install.md", "microsoft.md"])
+def test_the_hosts_to_open_in_a_firewall_are_named_for_each_cloud(name: str) -> None:
+    rows = [line for line in text_of(DOCS / name).splitlines() if line.startswith("| ")]
+    for cloud in CLOUDS:
+        hosts = [urlsplit(root).netloc for root in (cloud.login, cloud.graph)]
+        found = [row for row in rows if all(re.search(rf"[` ]{host}[` ]", row) for host in hosts)]
+        assert len(found) == 1, cloud.slug
+
+
+def test_the_clouds_for_the_command_line_are_those_there_are() -> None:
+    page = text_of(DOCS / "configuration.md")
+    row = next(line for line in page.splitlines() if line.startswith("| `cloud` |"))
+    slugs = set(re.findall(r"`(\w+)`", row)) - {"cloud"}
+    assert slugs == {CUSTOM, *(cloud.slug for cloud in CLOUDS)}
+    given = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert set(OF_AN_APP) <= set(given)
+
+
+def test_the_notices_of_microsoft_bear_the_titles_that_pages_show() -> None:
+    page = text_of(DOCS / "troubleshooting.md")
+    table = page.partition("\n## Microsoft\n")[2].partition("\n### ")[0]
+    titles = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")]
+    shown = {re.sub(r"%\(\w+\)s", "…", one.title) for one in EXPLANATIONS.values()}
+    assert len(titles) > 12
+    assert set(titles) - {"It says"} <= shown
+
+
+def test_what_is_said_of_the_pace_and_the_size_is_what_the_mailer_says() -> None:
+    page = text_of(DOCS / "how-mail-moves.md")
+    usual = OutlookMailer.usual_limits
+    assert f"{usual['concurrency']} mails at a time" in page
+    assert f"{usual['per_minute']} mails a minute" in page
+    assert f"{usual['recipients_per_day']:,} recipients a day" in page
+    assert f"({outlook.LARGEST:,} bytes" in page
+    assert f"More than {OutlookMailer.max_recipients} recipients" in page
+
+
+def test_every_fault_of_the_sandbox_is_named() -> None:
+    page = text_of(DOCS / "sandbox.md")
+    faults = page.partition("## What can go wrong")[2].partition("\n## ")[0]
+    assert set(re.findall(r"`([a-z][a-z_0-9]+)`", faults)) == {kind.value for kind in Kind}
+
+
+def test_the_readme_tries_the_sandbox_where_it_listens() -> None:
+    readme = text_of(ROOT / "README.md")
+    ports = {option.name: option.default for option in sandbox.params}
+    tls = str(ports["tls_listen"]).replace("127.0.0.1", "https://localhost")
+    assert f"POSTROOM_MICROSOFT_AUTHORITY={tls}\n" in readme
+    assert f"POSTROOM_MICROSOFT_GRAPH={tls}/graph\n" in readme
+    assert str(ports["listen"]).replace("127.0.0.1", "http://localhost") in readme
