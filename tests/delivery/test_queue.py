@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from tests.world import World, a_world
 from webapp.connections.models import Connection
-from webapp.delivery import finish, queue, tally, upkeep
+from webapp.delivery import finish, queue, replan, tally, upkeep
 from webapp.delivery.decide import Finished, Result
 from webapp.delivery.models import Lane, Message, Outcome, State, Tally, is_in
 from webapp.delivery.queue import LaneLost
@@ -491,3 +491,17 @@ def test_a_death_makes_only_those_unclear_that_were_tried(
     assert world.message(queue_id).maybe_twice == twice
     assert world.message(queue_id).state == (State.SENT if twice else State.UNCERTAIN)
     assert world.gaps() == 0
+
+
+def test_a_death_leaves_no_mail_on_the_lane_of_a_link_that_was_removed(world: World) -> None:
+    site = world.a_site()
+    connection = world.a_connection(site)
+    lane = world.lane_of(connection)
+    queue_id = world.accept(site)
+    world.claim(lane)
+    with world.db.write() as session:
+        replan.connection_unlinked(session, session.get_one(Connection, connection))
+    world.take_over()
+    message = world.message(queue_id)
+    assert (message.lane_id, message.connection_id) == (None, connection)
+    assert message.due_at is not None

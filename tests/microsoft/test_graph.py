@@ -390,6 +390,17 @@ def test_a_connection_lost_before_the_mail_was_out_is_transient(place):
     assert place.server.asked == []
 
 
+@pytest.mark.parametrize("token", ["secret\r\nb", "secret\u2026"])
+def test_a_token_that_no_header_can_hold_sends_nothing_and_is_told_nowhere(place, token):
+    graph = place.graph()
+    with pytest.raises(TransientError) as caught:
+        graph.send_mime(token, MIME)
+    assert caught.value.__context__ is None
+    assert "secret" not in "".join([caught.value.words, *caught.value.log])
+    place.server.plan(answer(202))
+    assert graph.send_mime(TOKEN, MIME).status == 202
+
+
 def test_a_refused_connection_is_transient(place):
     graph = Graph(f"https://127.0.0.1:{free_port()}/v1.0", ca_file=place.ca_file)
     with pytest.raises(TransientError) as caught:

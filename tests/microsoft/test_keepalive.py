@@ -189,3 +189,36 @@ def test_what_became_of_old_sign_ins_is_forgotten(linked: Linked) -> None:
         keep_alive(linked).forget_old_flows()
     with linked.installation.db.read() as session:
         assert session.scalars(sa.select(LinkFlow.digest)).all() == ["recent"]
+
+
+def test_a_bug_with_one_link_keeps_no_other_from_being_renewed(
+    linked: Linked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy, bad = linked.grant_id, linked.link(BOB)
+    linked.make_due(healthy, minutes=1)
+    linked.make_due(bad, minutes=2)
+    rounds = keep_alive(linked)
+    renew = rounds._tokens.renew
+
+    def stumbles(grant_id: int) -> None:
+        if grant_id == bad:
+            raise AssertionError("a bug")
+        renew(grant_id)
+
+    monkeypatch.setattr(rounds._tokens, "renew", stumbles)
+    assert rounds.round() == 1
+    assert linked.grant(healthy).version == 2
+    assert linked.grant(bad).renew_at > linked.installation.db.now()
+
+
+def test_a_registration_that_is_taken_again_lets_its_mail_go(linked: Linked) -> None:
+    linked.make_due(minutes=1)
+    linked.sandbox.fault("expired_secret")
+    assert keep_alive(linked).round() == 0
+    assert linked.lane().is_blocked
+    linked.sandbox.reset()
+    linked.make_due(minutes=1)
+    assert keep_alive(linked).round() == 1
+    assert linked.registration().problem_since is None
+    assert not linked.lane().is_blocked
+    assert linked.connection().health == Health.UNKNOWN

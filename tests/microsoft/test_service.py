@@ -389,3 +389,33 @@ def test_the_factories_make_what_linking_makes(place: Place) -> None:
     assert place.session.get(Link, (place.connection.id, app.id)) is not None
     place.detach()
     assert grant.state == GrantState.REMOVED
+
+
+def test_a_removed_link_goes_though_it_became_unclear_which_registration_counts(
+    place: Place,
+) -> None:
+    grant = place.attach(place.save_app()).grant
+    place.save_app(client_id=TENANT_ID)
+    assert service.app_in_use(place.session, place.connection) is None
+    place.detach()
+    assert (grant.cache, grant.state) == (None, GrantState.REMOVED)
+    assert place.session.scalar(sa.select(Link)) is None
+
+
+def test_a_registration_that_works_again_lets_its_mail_go(place: Place) -> None:
+    app = place.save_app()
+    grant = place.attach(app).grant
+    now = place.installation.db.now()
+    refusal = {"kind": "misconfigured", "code": "AADSTS99", "words": "no", "now": now}
+    service.note_refusal(place.session, grant.id, **refusal)  # type: ignore[arg-type]
+    version = place.connection.version
+    service.note_works_again(place.session, grant.id, now)
+    assert (app.problem_since, place.lane().is_blocked) == (None, False)
+    assert (place.connection.health, place.connection.version) == (Health.UNKNOWN, version + 1)
+    service.note_works_again(place.session, grant.id, now)
+    assert place.connection.version == version + 1
+
+
+def test_no_secret_is_in_what_is_printed_of_the_values() -> None:
+    values = AppValues(cloud="global", tenant="common", client_id=CLIENT_ID, secret=SECRET)
+    assert SECRET not in repr(values)

@@ -575,6 +575,67 @@ def test_a_gateway_that_answers_instead_is_no_refusal(lone: Linked, status: int,
     assert not lone.lane().is_blocked
 
 
+def an_answer(status: int, text: str, **headers: str) -> type[Outward]:
+    """Sessions that get this from every token endpoint."""
+
+    class Answered(Outward):
+        def post(self, url: object, *args: object, **kwargs: object) -> requests.Response:
+            answer = requests.Response()
+            answer.status_code = status
+            answer._content = text.encode()
+            answer.headers.update(headers)
+            return answer
+
+    return Answered
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (400, '{"error": {"code": "Forbidden"}}'),
+        (400, '{"error": ["x"], "error_codes": 7}'),
+        (200, '{"access_token": "a", "token_type": "Bearer", "expires_in": Infinity}'),
+        (200, '{"access_token": "a", "token_type": "Bearer", "expires_in": []}'),
+        (200, "[" * 100_000),
+    ],
+)
+def test_an_answer_of_another_form_is_no_bug_and_stops_nothing(
+    lone: Linked, status: int, text: str
+) -> None:
+    lone.let_pass(EXPIRED)
+    session = an_answer(status, text)
+    tokens = lone.tokens(lambda: session(ca_file=lone.sandbox.ca))
+    assert isinstance(the_error(lambda: tokens.token(lone.grant_id)), TransientError)
+    assert (lone.grant().state, lone.grant().lease_owner) == (GrantState.LINKED, "")
+    assert not lone.lane().is_blocked
+
+
+def test_codes_in_another_form_hide_no_refusal(lone: Linked) -> None:
+    lone.let_pass(EXPIRED)
+    session = an_answer(400, '{"error": "invalid_grant", "error_codes": 50173, "suberror": {}}')
+    tokens = lone.tokens(lambda: session(ca_file=lone.sandbox.ca))
+    assert isinstance(the_error(lambda: tokens.token(lone.grant_id)), NeedsReauthorisation)
+
+
+def test_a_wait_without_end_is_cut(lone: Linked) -> None:
+    lone.let_pass(EXPIRED)
+    session = an_answer(503, "{}", **{"Retry-After": "9" * 5_000})
+    tokens = lone.tokens(lambda: session(ca_file=lone.sandbox.ca))
+    error = the_error(lambda: tokens.token(lone.grant_id))
+    assert error.retry_after is not None
+    assert error.retry_after.total_seconds() == 3600
+
+
+def test_a_page_that_repeats_what_we_sent_is_not_logged(
+    lone: Linked, caplog: pytest.LogCaptureFixture
+) -> None:
+    lone.let_pass(EXPIRED)
+    session = an_answer(200, f"<html>{lone.facts.secret}</html>")
+    tokens = lone.tokens(lambda: session(ca_file=lone.sandbox.ca))
+    the_error(lambda: tokens.token(lone.grant_id))
+    assert lone.facts.secret not in caplog.text
+
+
 def test_without_a_secret_the_registration_is_marked(lone: Linked) -> None:
     with lone.installation.db.write() as session:
         session.get_one(OAuthApp, lone.app_id).secret = None

@@ -255,6 +255,9 @@ def save(form: ConnectionForm, *, signs_in: bool = False) -> Saved:
     with db().write() as session:
         site = session.get_one(Site, g.site.id)
         before = own_primary(session, site)
+        app = microsoft.own_app(session, before)
+        if app is not None:
+            microsoft.hold_app(session, app.id)  # before the connection, as everybody does
         shown = microsoft.mailbox_of(session, before) if before else None
         connection = None
         try:

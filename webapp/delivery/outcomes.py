@@ -74,7 +74,9 @@ class Outcomes:
         A page that saves a connection locks that row before its lane; the ledger's transaction
         holds lanes, and must not ask for connections then.
         """
-        for key, version, health, code, words in self._unwritten:
+        # By key, as pages lock them: two in different orders would wait for each other.
+        in_order = sorted(self._unwritten, key=lambda news: news[0])
+        for key, version, health, code, words in in_order:
             connection.execute(
                 sa.update(Connection)
                 .where(Connection.id == key, Connection.version == version)

@@ -40,6 +40,8 @@ _LANE_BY_NOW = (
     .scalar_subquery()
 )
 
+_HAS_CONNECTION = sa.exists().where(MailConnection.id == Message.connection_id)
+
 
 def take_over(connection: Connection, now: datetime) -> int:
     """Become the owner of every lane; settles what the last owner left in `sending`.
@@ -111,7 +113,8 @@ def _settle_lost(connection: Connection, row: Any, now: datetime) -> None:
         .values(
             state=State.UNCERTAIN if last is None else State.DEFERRED,
             unclear=row.unclear + 1,
-            lane_id=sa.func.coalesce(_LANE_BY_NOW, Message.lane_id),
+            # None where its link was removed meanwhile: it waits for the next one.
+            lane_id=sa.case((_HAS_CONNECTION, _LANE_BY_NOW), else_=Message.lane_id),
             due_at=now if goes_on else None,
             finished_at=None if goes_on else now,
             last_code="",

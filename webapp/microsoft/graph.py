@@ -69,6 +69,7 @@ _PIECE = 96 * 1024  # of three bytes each, so that the pieces of base64 join wit
 _ME = "/me?$select=id,displayName,mail,userPrincipalName,proxyAddresses"
 _INDENT = " " * 14  # as wide as the time of day in a log
 _CODE = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]{0,79}")
+_FIT = re.compile(r"[\x21-\x7e]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SCRIPT = re.compile(r"<(script|style)\b.*?</\1\s*>", re.IGNORECASE | re.DOTALL)
 _TAG = re.compile(r"<[^>]*>")
@@ -222,6 +223,8 @@ class Graph:
         self, method: str, path: str, token: str, mail: _Mail | None, log: list[str]
     ) -> _Reply:
         """Below `requests`: it costs as much CPU as all the rest, keeps cookies and redirects."""
+        if not _FIT.fullmatch(token):
+            self._raise_unfit(log)
         client_request_id = str(uuid.uuid4())
         headers = {
             **self._headers,
@@ -308,6 +311,14 @@ class Graph:
         raised = kind(words, cause_code=cause)
         raised.log = tuple(log)
         raise raised from error
+
+    def _raise_unfit(self, log: list[str]) -> NoReturn:
+        """Nothing went out; Python's own error would have the whole header in it."""
+        words = "the access token holds signs that no header can carry"
+        log.append(f"{self._time()} {words}")
+        raised = TransientError(words, cause_code=Cause.PROTOCOL)
+        raised.log = tuple(log)
+        raise raised
 
     def _no_answer(self, error: Exception) -> str:
         if isinstance(error, AnyTimeout):

@@ -72,7 +72,7 @@ class KeepAlive:
                 self.forget_old_flows()
             except sa.exc.SQLAlchemyError as error:
                 log.warning("links wait for the database", error=type(error).__name__)
-            except Exception:  # one bad row must not let every other link run out
+            except Exception:  # the next round may go better, and without any all links run out
                 log.exception("a round of renewals ended in a bug")
             self._stop.wait(self._interval.total_seconds())
 
@@ -99,6 +99,10 @@ class KeepAlive:
             return False  # noted, and no longer due
         except DeliveryError as error:
             log.info("a link is renewed later", grant=grant_id, words=error.words)
+            self._put_off(grant_id, still_due.renewed_at)
+            return False
+        except Exception:  # one bad row must not let every other link run out
+            log.exception("a renewal ended in a bug", grant=grant_id)
             self._put_off(grant_id, still_due.renewed_at)
             return False
         return True

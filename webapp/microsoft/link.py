@@ -430,6 +430,7 @@ def finish(flow: Flow, site: Site, answer: Mapping[str, str]) -> tuple[Attached,
         found = allowed_site(session, flow.connection_id)
         if found is None:
             raise NotLinked(not_allowed())
+        service.hold_app(session, flow.app_id)
         fresh = _as_begun(session, flow, found)
         try:
             attached = service.attach(
@@ -591,7 +592,7 @@ def _hand_over(opened: Opened, token: Mapping[str, Any]) -> str:
 class ConsentRequest:
     """A question to an administrator, and what became of it."""
 
-    url: str
+    url: str = field(repr=False)
     outcome: Consent
     asked_at: datetime
     asked_by: str

@@ -7,7 +7,7 @@ mail moves along, and each verb says how many mails that were.
 import random
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -79,7 +79,7 @@ class AppValues:
     cloud: str
     tenant: str
     client_id: str
-    secret: str = ""
+    secret: str = field(default="", repr=False)
     secret_expires_on: str = ""
     """YYYY-MM-DD, or empty."""
     remove_secret: bool = False
@@ -166,6 +166,27 @@ def is_complete(app: OAuthApp | None) -> bool:
     return app is not None and bool(app.client_id) and app.secret is not None
 
 
+def hold_app(session: Session, app_id: int) -> None:
+    """Lock a registration until the end of the unit of work.
+
+    Whoever changes it or what hangs on it (grants, then connections, then lanes) begins with this:
+    on PostgreSQL two who took these rows in different orders would wait for each other.
+    """
+    session.execute(
+        sa.select(OAuthApp.id).where(OAuthApp.id == app_id).with_for_update(key_share=True)
+    )
+
+
+def hold_app_of(session: Session, grant_id: int) -> None:
+    """The same, by one of its grants."""
+    session.execute(
+        sa.select(OAuthApp.id)
+        .join(Grant, Grant.app_id == OAuthApp.id)
+        .where(Grant.id == grant_id)
+        .with_for_update(key_share=True, of=OAuthApp)
+    )
+
+
 def save_app(
     session: Session,
     keyring: Keyring,
@@ -185,7 +206,9 @@ def save_app(
     """
     checked, expires_on = _checked(app, values, clouds, is_shared=connection is None, now=now)
     is_new = app is None
-    if app is None:
+    if app is not None:
+        hold_app(session, app.id)
+    else:
         app = OAuthApp(
             uid=ids.short_id(),
             connection_id=connection.id if connection else None,
@@ -340,6 +363,7 @@ def users_of(session: Session, app: OAuthApp) -> list[Connection]:
 
 def remove_app(session: Session, app: OAuthApp, *, actor: str, now: datetime) -> None:
     """Forget a shared registration that no connection is linked by; raises StillUsed."""
+    hold_app(session, app.id)  # a link that is being made with it right now counts too
     if users_of(session, app):
         raise StillUsed(app.name)
     audit.record(
@@ -466,6 +490,7 @@ def attach(
 
     `cache` is MSAL's, as a text; `scopes` are without the cloud in front. Raises AnotherAccount.
     """
+    hold_app(session, app.id)
     check_account(session, connection, app, account)
     mailbox = _mailbox(session, app.cloud, account, now)
     grant = _grant(session, keyring, app, mailbox, cache, scopes, now)
@@ -500,8 +525,9 @@ def detach(
 
     Returns how many mails wait for the connection to be linked again.
     """
-    app = app_in_use(session, connection)
-    link = session.get(Link, (connection.id, app.id)) if app else None
+    if connection.grant_id is not None:
+        hold_app_of(session, connection.grant_id)
+    link = _link_in_use(session, connection)
     mailbox = mailbox_of(session, connection)
     if link is not None:
         session.delete(link)
@@ -524,6 +550,15 @@ def detach(
         changes={"account": [mailbox.address if mailbox else None, None]},
     )
     return waiting
+
+
+def _link_in_use(session: Session, connection: Connection) -> Link | None:
+    """By the grant: which registration counts may have become unclear since, the grant has not."""
+    return session.scalar(
+        sa.select(Link).where(
+            Link.connection_id == connection.id, Link.grant_id == connection.grant_id
+        )
+    )
 
 
 def next_renewal(now: datetime) -> datetime:
@@ -646,9 +681,10 @@ def _drop_links(session: Session, app: OAuthApp, now: datetime) -> None:
 
 def _let_go(session: Session, grant_id: int, now: datetime) -> None:
     """Forget the tokens of a grant that no connection uses any more."""
+    # The lock first: of two who let go at once the second must see that the first is gone.
+    grant = session.get_one(Grant, grant_id, with_for_update=True)
     if session.scalar(sa.select(Link.connection_id).where(Link.grant_id == grant_id).limit(1)):
         return
-    grant = session.get_one(Grant, grant_id)
     grant.cache = None
     grant.scopes = []
     grant.version += 1
@@ -673,6 +709,7 @@ def note_refusal(
 
     `kind` is `needs-reauthorisation` (of the grant) or `misconfigured` (of the registration).
     """
+    hold_app_of(session, grant_id)
     grant = session.get_one(Grant, grant_id)
     for connection in _connections_by(session, [grant_id]):
         if connection.health != kind:
@@ -689,3 +726,12 @@ def note_refusal(
         lane.is_blocked, lane.blocked_until, lane.blocked_since = True, None, now
         lane.blocked_kind, lane.blocked_words = kind, words
     session.flush()
+
+
+def note_works_again(session: Session, grant_id: int, now: datetime) -> None:
+    """A renewal went through by a registration that was refused: whatever it was, it is over."""
+    hold_app_of(session, grant_id)
+    app = session.get_one(OAuthApp, session.get_one(Grant, grant_id).app_id)
+    if app.problem_since is not None:
+        secret_stored(session, app, now)
+        session.flush()

@@ -9,6 +9,7 @@ MSAL talks to the token endpoint, but remembers nothing for us: its memory of an
 for many threads, and would repeat a refusal up to a minute after a person has put it right.
 """
 
+import logging
 import os
 import re
 import secrets
@@ -48,6 +49,8 @@ from webapp.microsoft.clouds import Cloud
 from webapp.microsoft.models import Grant, GrantState, OAuthApp
 
 log = structlog.get_logger(__name__)
+# It logs whole answers that are no JSON, and a proxy's error page may repeat what we sent.
+logging.getLogger("msal").setLevel(logging.CRITICAL)
 
 MARGIN_SECONDS = 300.0
 """A token is renewed so long before it ends, or at half its life where it lives for minutes."""
@@ -123,6 +126,8 @@ class _Row:
     tenant: str
     client_id: str
     secret: str | None
+    has_problem: bool
+    """Whether the registration is marked as refused."""
 
     @property
     def tried_with(self) -> tuple[object, ...]:
@@ -137,6 +142,18 @@ class _Failure:
     error: DeliveryError
     tried_with: tuple[object, ...]
     until: float
+
+
+_STUMBLES = (
+    MsalServiceError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+"""How MSAL and Python's JSON fail over what is not an answer by the book."""
 
 
 class _Slot:
@@ -337,6 +354,8 @@ class Tokens:
             log.warning("a renewal was not stored", grant=grant_id, error=type(error).__name__)
             return renewed
         slot.failure = None
+        if saved and row.has_problem:
+            self._note_works_again(grant_id)
         return replace(renewed, version=row.version + 1) if saved else None
 
     def _refresh(self, grant_id: int, row: _Row, claims: str) -> tuple[str, _Held]:
@@ -387,8 +406,7 @@ class Tokens:
             result = call(client)
         except requests.RequestException as error:
             raise _network_failure(error, hidden) from error
-        except (MsalServiceError, ValueError, KeyError, TypeError, AttributeError) as error:
-            # MSAL stumbles in all these ways over what is not an answer by the book.
+        except _STUMBLES as error:
             if wire.last is None:
                 raise Misconfigured(scrub(str(error), hidden)[:MAX_WORDS]) from error
             raise _refusal(_body(wire.last), wire.last, hidden) from error
@@ -486,6 +504,7 @@ class Tokens:
         """Nothing goes by this grant until somebody signs in again."""
         now = self._db.now()
         with self._db.write() as session:
+            service.hold_app_of(session, grant_id)
             noted = session.execute(
                 _leased_by(grant_id, me)
                 .where(Grant.version == row.version)
@@ -522,6 +541,13 @@ class Tokens:
         except _Outdated:
             log.info("a refusal is history", grant=grant_id)
 
+    def _note_works_again(self, grant_id: int) -> None:
+        try:
+            with self._db.write() as session:
+                service.note_works_again(session, grant_id, self._db.now())
+        except sa.exc.SQLAlchemyError as error:  # the token is good all the same
+            log.warning("a registration stays marked", error=type(error).__name__)
+
 
 _GRANT = (
     sa.select(
@@ -538,6 +564,7 @@ _GRANT = (
         OAuthApp.tenant,
         OAuthApp.client_id,
         OAuthApp.secret,
+        OAuthApp.problem_since.is_not(None).label("has_problem"),
     )
     .join(OAuthApp, OAuthApp.id == Grant.app_id)
     .where(Grant.id == sa.bindparam("key"))
@@ -630,7 +657,7 @@ def _body(answer: requests.Response) -> Mapping[str, Any]:
     """An answer in JSON; empty where a gateway or a proxy spoke."""
     try:
         found = answer.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -640,8 +667,9 @@ def _refusal(
 ) -> DeliveryError:
     """What a token endpoint means by an answer without a token."""
     status = answer.status_code if answer is not None else 400
-    error, said = str(body.get("error") or ""), str(body.get("error_description") or "")
-    numbers = [str(number) for number in body.get("error_codes") or ()]
+    error, said = _text(body, "error"), _text(body, "error_description")
+    listed = body.get("error_codes")
+    numbers = [str(number) for number in listed] if isinstance(listed, list) else []
     if not numbers and (found := codes.find_code(said)):
         numbers = [found.removeprefix("AADSTS")]
     names = [f"AADSTS{number}" for number in numbers]
@@ -656,10 +684,16 @@ def _refusal(
         )
     if not error:
         return TransientError(NOT_OAUTH, code=f"HTTP {status}", cause_code=Cause.PROTOCOL)
-    kind = codes.kind_of_token_error(error, numbers, str(body.get("suberror") or ""))
+    kind = codes.kind_of_token_error(error, numbers, _text(body, "suberror"))
     raised = _KINDS.get(kind, Misconfigured)
     cause = Cause.AUTH if raised is NeedsReauthorisation else Cause.UNKNOWN
     return raised(words, code=code[:40], cause_code=cause)
+
+
+def _text(body: Mapping[str, Any], name: str) -> str:
+    """A text of an answer; empty where something else stands, which OAuth never has."""
+    value = body.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _words(body: Mapping[str, Any], said: str, hidden: Sequence[str]) -> str:
@@ -668,7 +702,7 @@ def _words(body: Mapping[str, Any], said: str, hidden: Sequence[str]) -> str:
     words = lines[0].strip()[: MAX_WORDS - 160] if lines else ""
     for label, name in _IDS:
         stated = re.search(rf"{label}: *([0-9A-Za-z-]+)", said)
-        value = stated[1] if stated else str(body.get(name) or "")[:40]
+        value = stated[1] if stated else _text(body, name)[:40]
         if value and value not in words:
             words += f" {label}: {value}"
     return words.strip()
@@ -677,7 +711,7 @@ def _words(body: Mapping[str, Any], said: str, hidden: Sequence[str]) -> str:
 def _retry_after(answer: requests.Response | None) -> timedelta | None:
     """Seconds; no date was ever seen here."""
     text = answer.headers.get("Retry-After", "") if answer is not None else ""
-    return timedelta(seconds=min(int(text), 3600)) if text.isdecimal() else None
+    return timedelta(seconds=min(int(text[:10]), 3600)) if text.isdecimal() else None
 
 
 def _network_failure(error: requests.RequestException, hidden: Sequence[str]) -> TransientError:
