@@ -3,6 +3,7 @@
 import hashlib
 import re
 from datetime import UTC, datetime, timedelta
+from datetime import date as Day
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,12 @@ def set_up_templates(app: Flask) -> None:
         version=__version__,
     )
     env.filters.update(
-        bytes=size, pretty=ids.pretty, number=number, full_time=full_time, clock=clock_time
+        bytes=size,
+        pretty=ids.pretty,
+        number=number,
+        full_time=full_time,
+        clock=clock_time,
+        day=day,
     )
 
 
@@ -135,6 +141,11 @@ def date(at: datetime) -> str:
     """`23 Nov 2026` in the time zone of the site."""
     there = at.astimezone(ZoneInfo(web.time_zone()))
     return format_date(there, i18n.DATE[web.language()], locale=get_locale())
+
+
+def day(value: Day) -> str:
+    """`23 Nov 2026`, of a day that has no time zone."""
+    return str(format_date(value, i18n.DATE[web.language()], locale=get_locale()))
 
 
 def clock_time(at: datetime) -> str:

@@ -147,7 +147,9 @@ def test_a_connections_own_registration_is_not_among_the_shared_ones(
     ("days", "words", "tone"),
     [
         (61, "61 days left", "good"),
-        (60, "60 days left", "warn"),
+        (60, "60 days left", "info"),
+        (31, "31 days left", "info"),
+        (30, "30 days left", "warn"),
         (8, "8 days left", "warn"),
         (7, "7 days left", "bad"),
         (1, "1 day left", "bad"),
@@ -164,7 +166,7 @@ def test_how_long_a_secret_is_good_for_is_said_by_shape_and_word(
     assert (status.text, tone in status["class"]) == (words, True)
     page = admin.get(path_of(app))
     assert words in page.one(id="client_secret-state").text
-    told = [notice for notice in page.notices if words in notice]
+    told = [notice for notice in page.notices if "application password expire" in notice]
     assert bool(told) is (tone != "good")
 
 

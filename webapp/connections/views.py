@@ -1,7 +1,7 @@
 """Settings > General: what a site sends with."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 from flask import Blueprint, g, render_template, request, url_for
@@ -41,6 +41,7 @@ from webapp.microsoft.clouds import Segment, clouds, is_personal
 from webapp.microsoft.link import ConsentRequest
 from webapp.microsoft.models import Link, Mailbox, OAuthApp
 from webapp.microsoft.standing import LinkState, Standing, is_secure, link_standing
+from webapp.microsoft.tokens import Proof
 from webapp.show import number
 from webapp.sites.models import Site
 from webapp.web import Group, actor, db, installation, menu_entry, now, requires, see_other, tell
@@ -79,6 +80,8 @@ class Saved:
     mailbox: Mailbox | None
     """Of the link in use, where the mailer needs one."""
     waiting: int
+    about_secret: str = ""
+    """What became of a second secret of the own registration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +146,8 @@ def tell_saved(saved: Saved) -> None:
             "%(num)s waiting mails now leave by it.",
             saved.waiting,
         )
-    tell(Tone.GOOD, text if saved.waiting else "", strong=_("Settings saved."))
+    told = (text if saved.waiting else "", saved.about_secret)
+    tell(Tone.GOOD, " ".join(filter(None, told)), strong=_("Settings saved."))
     address = saved.connection.from_email
     if saved.mailbox is not None and is_foreign(address, saved.mailbox):
         text = _(
@@ -252,6 +256,7 @@ def save(form: ConnectionForm, *, signs_in: bool = False) -> Saved:
         limits = form.limit_values()
     except FieldErrors as error:
         problems |= error.errors
+    proof = apps.proof_of(form.links.own.app, form.app_values()) if form.brings_app else None
     with db().write() as session:
         site = session.get_one(Site, g.site.id)
         before = own_primary(session, site)
@@ -267,13 +272,16 @@ def save(form: ConnectionForm, *, signs_in: bool = False) -> Saved:
         except FieldErrors as error:
             problems = {**error.errors, **problems}
         app_problems = (
-            save_app(session, before, connection, form, signs_in) if form.brings_app else {}
+            save_app(session, before, connection, form, proof, signs_in) if form.brings_app else {}
         )
         if problems or app_problems or connection is None:
             raise Refused(problems, app_problems)
         service.set_primary(session, site, connection, actor=actor(), now=now())
         if form.slug == OUTLOOK:
-            return with_link(session, site, connection, shown, limits)
+            saved = with_link(session, site, connection, shown, limits)
+            own = microsoft.own_app(session, connection)
+            told = apps.about_proof(session, own, proof) if own is not None else ""
+            return replace(saved, about_secret=told)
         waiting = spread(session, site, connection, Limits(**limits))
         return Saved(connection=connection, mailbox=None, waiting=waiting)
 
@@ -292,6 +300,7 @@ def save_app(
     before: Connection | None,
     saved: Connection | None,
     form: ConnectionForm,
+    proof: Proof | None,
     signs_in: bool,
 ) -> Mapping[str, str]:
     """Store the registration that the connection brings; returns what is wrong with it.
@@ -299,19 +308,23 @@ def save_app(
     It is checked even where the connection was refused, so that all is said at once: the unit of
     work is thrown away then.
     """
+    stored = form.links.own.app
     try:
-        app = microsoft.save_app(
-            session,
-            installation().keyring,
-            microsoft.own_app(session, before),
-            form.app_values(),
-            clouds=clouds(installation().settings),
-            connection=saved or before or scratch(session),
-            actor=actor(),
-            now=now(),
-        )
+        with apps.refusing(proof):
+            app = microsoft.save_app(
+                session,
+                installation().keyring,
+                microsoft.own_app(session, before),
+                form.app_values(),
+                clouds=clouds(installation().settings),
+                connection=saved or before or scratch(session),
+                actor=actor(),
+                now=now(),
+            )
     except FieldErrors as error:
         return error.errors
+    if stored is not None:
+        apps.succeed(session, app, stored, proof)
     if not signs_in:
         return {}
     needed = {
@@ -399,6 +412,7 @@ def general_page(form: ConnectionForm) -> str:
         secure=is_secure(settings),
         public_url=settings.url,
         app_secret=apps.stored_secret(own.app, form.app, today),
+        app_successor=apps.stored_successor(own.app, form.app, today),
         latest_day=apps.latest_day(today),
         guide=apps.guide_of(settings, form.app.cloud.data or "", form.app.client_id.data or ""),
         paces={slug: paces(limits) for slug, limits in form.limits.items()},

@@ -21,6 +21,8 @@ LINK_STATE = "invalid_state"
 LINK_NO_CODE = "no_code"
 LINK_SCOPE_MISSING = "scope_missing"
 LINK_OTHER_ACCOUNT = "other_account"
+SCOPES_CHANGED = "scopes-changed"
+"""A renewal of ours brought a token that may not send any more."""
 
 _LINK_KEYS = {
     LINK_STATE: "link-state",
@@ -176,6 +178,8 @@ def _keys_of_microsoft(code: str, words: str, cause: str, status: int | None) ->
     if status is None and (begins := _HTTP_STATUS.match(code)):
         status = int(begins[0])
     of_status = look_up(f"HTTP {status}")
+    if code == SCOPES_CHANGED:
+        yield "permissions-changed"
     for name in _names(code, words):
         if (known := look_up(name)) is not None:
             key = _refined(known.about, words)

@@ -1,6 +1,7 @@
 """Settings > Microsoft apps: the registrations that serve One-Click Setup, and how one is made."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 
@@ -14,22 +15,29 @@ from flask_babel import lazy_gettext as _l
 from sqlalchemy.orm import Session
 
 from webapp import i18n, web
-from webapp.accounts.rights import Access, Right
+from webapp.accounts.models import Role
+from webapp.accounts.rights import Access, Right, allows
 from webapp.config import Settings
 from webapp.connections.models import Connection
 from webapp.delivery.models import Lane, Message
 from webapp.explain.match import explain
 from webapp.explain.model import Explanation, values_for
 from webapp.fields import N_, FieldErrors
-from webapp.microsoft import service
+from webapp.microsoft import dates, service
 from webapp.microsoft.clouds import Cloud, Segment, clouds, is_guid
+from webapp.microsoft.dates import Ending, Kind
 from webapp.microsoft.forms import ACCOUNT_TYPES, AppForm, app_form, app_values, show_errors
 from webapp.microsoft.link import redirect_uri
 from webapp.microsoft.models import Grant, Link, OAuthApp
-from webapp.microsoft.standing import SOON_DAYS, is_secure
+from webapp.microsoft.service import AppValues
+from webapp.microsoft.standing import is_secure
+from webapp.microsoft.successors import prove
+from webapp.microsoft.tokens import Proof, Tokens, Verdict
+from webapp.outward import Outward
 from webapp.sites.models import Site
+from webapp.trust import bundle
 from webapp.web import Group, actor, db, installation, menu_entry, now, requires, see_other, tell
-from webapp.words import Status, Tone
+from webapp.words import NOTICE_ICONS, Status, Tone
 
 bp = Blueprint("apps", __name__)
 
@@ -42,8 +50,8 @@ menu_entry(
     icon="key",
     covers=("new", "edit", "remove"),
 )
+menu_entry(bp, "calendar", _l("Calendar"), group=Group.ALL_SITES, order=80, icon="queued")
 
-URGENT_DAYS = 7
 LONGEST_NAME = 90
 """Microsoft takes 120 characters; where personal accounts may sign in, 90."""
 LONGEST_LIFE = timedelta(days=730)
@@ -82,6 +90,14 @@ class StoredSecret:
     """Somebody pressed Remove, and has not saved yet."""
     retype: bool
     """Something was typed that the page does not give back."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredSuccessor(StoredSecret):
+    """The same of the second secret: `stored` while it waits to be proved."""
+
+    refusal: service.Refusal | None
+    """Why the last one was dropped, where that came after it was saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,20 +162,21 @@ def expiry(app: OAuthApp | None, today: date) -> Expiry | None:
     """When the stored secret expires; None where there is none, or nobody entered the day."""
     if app is None or app.secret is None or app.secret_expires_on is None:
         return None
-    days = (app.secret_expires_on - today).days
+    return expiry_on(app.secret_expires_on, today)
+
+
+def expiry_on(day: date, today: date) -> Expiry:
+    """How far away the end of a secret is, in words."""
+    days = (day - today).days
     if days < 0:
         words = ngettext("Expired %(num)s day ago", "Expired %(num)s days ago", -days)
     elif days == 0:
         words = _("Expires today")
     else:
         words = ngettext("%(num)s day left", "%(num)s days left", days)
-    if days <= URGENT_DAYS:
-        status = Status(icon="failed", tone=Tone.BAD, word=words)
-    elif days <= SOON_DAYS:
-        status = Status(icon="soon", tone=Tone.WARN, word=words)
-    else:
-        status = Status(icon="delivered", tone=Tone.GOOD, word=words)
-    return Expiry(status=status, day=day_in_words(app.secret_expires_on), days=days)
+    tone = Tone(dates.nearness(days).value)
+    status = Status(icon=NOTICE_ICONS[tone], tone=tone, word=words)
+    return Expiry(status=status, day=day_in_words(day), days=days)
 
 
 def day_in_words(day: date) -> str:
@@ -179,6 +196,27 @@ def stored_secret(app: OAuthApp | None, form: AppForm, today: date) -> StoredSec
         expiry=expiry(app, today),
         removed=stored and (pressed or name in request.form.getlist("remove")),
         retype=bool(form.client_secret.data),
+    )
+
+
+def stored_successor(app: OAuthApp | None, form: AppForm, today: date) -> StoredSuccessor:
+    """The same of the second secret."""
+    name = form.next_secret.name
+    pressed = request.form.get("then", "") == f"remove:{name}"
+    stored = app is not None and app.next_secret is not None
+    day = app.next_secret_expires_on if app else None
+    refusal = None
+    if app is not None and not stored:
+        with db().read() as session:
+            refusal = service.refused_successor(session, app)
+    return StoredSuccessor(
+        stored=stored,
+        at=app.next_secret_set_at if app else None,
+        by=app.next_secret_set_by if app else "",
+        expiry=expiry_on(day, today) if day else None,
+        removed=stored and (pressed or name in request.form.getlist("remove")),
+        retype=bool(form.next_secret.data),
+        refusal=refusal,
     )
 
 
@@ -254,6 +292,59 @@ def _accounts(app: OAuthApp) -> str:
     return str(_("One organization: %(tenant)s", tenant=app.tenant))
 
 
+# ---- what ends soon ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Day:
+    """Something on the calendar, and where it is put off."""
+
+    ending: Ending
+    expiry: Expiry
+    url: str
+    """Of the page with the second secret, or of the authorization; empty for who may not."""
+    sites: tuple[tuple[str, str], ...]
+    """Names, and where they lead."""
+
+
+@bp.get("/settings/calendar")
+@requires(Access.SIGNED_IN)
+def calendar() -> ResponseReturnValue:
+    """What ends within 90 days, of the sites that whoever asks may see."""
+    at = now()
+    with db().read() as session:
+        mine = {site.id: role for site, role in web.my_sites(session)}
+        everything = web.user().is_admin
+        found = dates.endings(session, None if everything else mine, at)
+        undated = dates.undated(session) if everything else []
+    return render_template(
+        "microsoft/calendar.html",
+        days=[_on_the_calendar(ending, mine, at.date()) for ending in found],
+        undated=undated,
+        ahead=dates.AHEAD,
+    )
+
+
+def _on_the_calendar(ending: Ending, mine: Mapping[int, Role | None], today: date) -> Day:
+    def edits(site: Site) -> bool:
+        return allows(Right.EDIT_SETTINGS, role=mine.get(site.id), is_admin=web.user().is_admin)
+
+    url = ""
+    own = next((site for site in ending.sites if edits(site)), None)
+    if ending.kind is Kind.SECRET and ending.shared:
+        if web.may(Right.SYSTEM):
+            url = url_for("apps.edit", app_uid=ending.app_uid, _anchor="next_secret")
+    elif own is not None:
+        anchor = "authorization" if ending.kind is Kind.LINK else "outlook-app-next_secret"
+        url = url_for("connections.general", slug=own.slug, _anchor=anchor)
+    return Day(
+        ending=ending,
+        expiry=expiry_on(ending.day, today),
+        url=url,
+        sites=tuple((site.name, web.site_url(site, mine.get(site.id))) for site in ending.sites),
+    )
+
+
 # ---- one registration ----
 
 
@@ -303,10 +394,15 @@ def edit(app_uid: str) -> ResponseReturnValue:
     form = app_form(app, clouds(installation().settings))
     if request.method == "GET" or request.form.get("then", "").startswith("remove:"):
         return app_page(form, app)
+    proof = proof_of(app, app_values(form))
     try:
         with db().write() as session:
-            stored = _save(session, session.get_one(OAuthApp, app.id), form)
+            stored = session.get_one(OAuthApp, app.id)
+            with refusing(proof):
+                _save(session, stored, form)
+            succeed(session, stored, app, proof)
             text = _what_goes_on(session, stored) if app_values(form).secret.strip() else ""
+            text = about_proof(session, stored, proof) or text
     except FieldErrors as error:
         show_errors(form, error)
         return app_page(form, app), 422
@@ -333,6 +429,75 @@ def _save(session: Session, app: OAuthApp | None, form: AppForm) -> OAuthApp:
     return stored
 
 
+# ---- a second secret ----
+
+
+def proof_of(app: OAuthApp | None, values: AppValues) -> Proof | None:
+    """Whether Microsoft takes the successor that was entered; None where none can be proved.
+
+    Asks the network, so no unit of work is open.
+    """
+    if app is None or not service.succeeds(app, values, now()):
+        return None
+    settings, keyring = installation().settings, installation().keyring
+    ca_file = str(bundle(settings))
+    tokens = Tokens(db(), lambda: keyring, clouds(settings), lambda: Outward(ca_file=ca_file))
+    return prove(db(), tokens, app, values.next_secret.strip())
+
+
+@contextmanager
+def refusing(proof: Proof | None) -> Iterator[None]:
+    """Adds to what is wrong with a form that the successor is; raises FieldErrors."""
+    wrong = {}
+    if proof is not None and proof.verdict is Verdict.WRONG:
+        wrong["next_secret"] = str(
+            _(
+                "Microsoft does not take it: %(words)s The one in use stays. If you made the new "
+                "one a moment ago, wait a minute and save again.",
+                words=proof.words or proof.code,
+            )
+        )
+    try:
+        yield
+    except FieldErrors as error:
+        raise FieldErrors({**error.errors, **wrong}) from error
+    if wrong:
+        raise FieldErrors(wrong)
+
+
+def succeed(session: Session, stored: OAuthApp, proved: OAuthApp, proof: Proof | None) -> None:
+    """Use a successor that was proved, unless the registration has become another one meanwhile."""
+    if proof is None or proof.verdict is not Verdict.RIGHT or stored.next_secret is None:
+        return
+    if service.identity(stored) == service.identity(proved):
+        service.use_successor(session, stored, actor=actor(), now=now())
+
+
+def about_proof(session: Session, app: OAuthApp, proof: Proof | None) -> str:
+    """What became of the successor, for the notice after a save."""
+    if proof is None:
+        return ""
+    if proof.verdict is Verdict.UNKNOWN:
+        return str(
+            _(
+                "Microsoft did not answer (%(words)s). The next Application Password waits to be "
+                "proved; the one in use stays until then.",
+                words=proof.words or proof.code,
+            )
+        )
+    users = len(service.users_of(session, app))
+    said = [str(_("Microsoft takes the new Application Password. It is in use now."))]
+    if users:
+        said.append(
+            ngettext(
+                "%(num)s linked connection goes on without a pause.",
+                "%(num)s linked connections go on without a pause.",
+                users,
+            )
+        )
+    return " ".join(said + _waiting_goes_on(session, app))
+
+
 def _what_goes_on(session: Session, app: OAuthApp) -> str:
     """What a new secret brought about."""
     users = len(service.users_of(session, app))
@@ -345,11 +510,14 @@ def _what_goes_on(session: Session, app: OAuthApp) -> str:
             users,
         )
     ]
-    if waiting := _free_to_go(session, app):
-        said.append(
-            ngettext("%(num)s waiting mail goes on.", "%(num)s waiting mails go on.", waiting)
-        )
-    return " ".join(said)
+    return " ".join(said + _waiting_goes_on(session, app))
+
+
+def _waiting_goes_on(session: Session, app: OAuthApp) -> list[str]:
+    waiting = _free_to_go(session, app)
+    if not waiting:
+        return []
+    return [ngettext("%(num)s waiting mail goes on.", "%(num)s waiting mails go on.", waiting)]
 
 
 def _free_to_go(session: Session, app: OAuthApp) -> int:
@@ -380,6 +548,7 @@ def app_page(form: AppForm, app: OAuthApp | None) -> str:
         form=form,
         app=app,
         secret=stored_secret(app, form, today),
+        successor=stored_successor(app, form, today),
         users=users,
         explanation=explained(app) if app else None,
         known=known_about(app) if app else {},

@@ -67,6 +67,18 @@ class AppForm(Form):
         description=_l("As the registration shows it beside the secret: the days left stand here."),
         limit=40,
     )
+    next_secret = PasswordField(
+        _l("Next Application Password"),
+        description=_l(
+            "The column “Value” of a new client secret. It is proved by a call to Microsoft when "
+            "you save; the one in use stays until then, and nobody has to sign in again."
+        ),
+    )
+    next_expires_on = Text(
+        _l("The next one expires on"),
+        description=_l("As the registration shows it beside the new secret."),
+        limit=40,
+    )
 
 
 def app_form(app: OAuthApp | None, clouds: Mapping[str, Cloud], *, prefix: str = "") -> AppForm:
@@ -93,6 +105,7 @@ def _stored(app: OAuthApp | None, clouds: Mapping[str, Cloud]) -> dict[str, str]
 def app_values(form: AppForm) -> AppValues:
     """What was entered."""
     one = form.account_type.data == ONE_TENANT
+    removed = request.form.getlist("remove")
     return AppValues(
         name=form.name.data or "",
         cloud=form.cloud.data or "",
@@ -100,7 +113,10 @@ def app_values(form: AppForm) -> AppValues:
         client_id=form.client_id.data or "",
         secret=form.client_secret.data or "",
         secret_expires_on=form.secret_expires_on.data or "",
-        remove_secret=form.client_secret.name in request.form.getlist("remove"),
+        remove_secret=form.client_secret.name in removed,
+        next_secret=form.next_secret.data or "",
+        next_expires_on=form.next_expires_on.data or "",
+        remove_next=form.next_secret.name in removed,
     )
 
 

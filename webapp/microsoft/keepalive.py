@@ -1,4 +1,5 @@
 """Renews links that no mail renewed for a day: so they live on, and a revocation shows early.
+Before that, it proves second secrets that wait for Microsoft to answer.
 
 Microsoft ends a refresh token that nobody used for 90 days.
 """
@@ -13,6 +14,7 @@ import structlog
 
 from webapp.db import Database
 from webapp.mailers.errors import DeliveryError, NeedsReauthorisation
+from webapp.microsoft import successors
 from webapp.microsoft.models import Grant, GrantState, LinkFlow
 from webapp.microsoft.service import RENEW_EVERY
 from webapp.microsoft.tokens import Tokens
@@ -68,6 +70,7 @@ class KeepAlive:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
+                successors.settle(self._db, self._tokens)
                 self.round()
                 self.forget_old_flows()
             except sa.exc.SQLAlchemyError as error:

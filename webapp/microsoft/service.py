@@ -19,7 +19,7 @@ from webapp.connections.models import Connection, Health
 from webapp.connections.service import forget_health
 from webapp.crypto import Keyring
 from webapp.delivery import replan
-from webapp.delivery.models import Lane, Outcome
+from webapp.delivery.models import Lane, Outcome, Setting
 from webapp.fields import N_, FieldErrors
 from webapp.mailers.outlook import OutlookMailer
 from webapp.microsoft.clouds import Cloud, Segment, is_guid
@@ -83,6 +83,20 @@ class AppValues:
     secret_expires_on: str = ""
     """YYYY-MM-DD, or empty."""
     remove_secret: bool = False
+    next_secret: str = ""
+    """The successor of the stored secret, which stays in use until this one is proved."""
+    next_expires_on: str = ""
+    """YYYY-MM-DD, or empty."""
+    remove_next: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """What the provider said, and when."""
+
+    at: datetime
+    code: str
+    words: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,9 +163,18 @@ def app_in_use(session: Session, connection: Connection) -> OAuthApp | None:
 
 def secret_of(app: OAuthApp, keyring: Keyring) -> str:
     """The client secret, empty when there is none; raises SealError."""
-    if app.secret is None:
+    return _opened(app, keyring, app.secret)
+
+
+def next_secret_of(app: OAuthApp, keyring: Keyring) -> str:
+    """Its successor, empty when there is none; raises SealError."""
+    return _opened(app, keyring, app.next_secret)
+
+
+def _opened(app: OAuthApp, keyring: Keyring, token: str | None) -> str:
+    if token is None:
         return ""
-    found = keyring.unseal("oauth-app", app_subject(app.uid), app.secret)
+    found = keyring.unseal("oauth-app", app_subject(app.uid), token)
     assert isinstance(found, str)
     return found
 
@@ -164,6 +187,26 @@ def app_subject(uid: str) -> str:
 def is_complete(app: OAuthApp | None) -> bool:
     """Whether people can be sent to sign in with it."""
     return app is not None and bool(app.client_id) and app.secret is not None
+
+
+def succeeds(app: OAuthApp | None, values: AppValues, now: datetime) -> bool:
+    """Whether these values bring a successor that can be proved: for the same registration, beside
+    a secret in use, and nothing is wrong with it at first sight."""
+    if app is None or app.secret is None or not values.next_secret.strip():
+        return False
+    entered = (values.cloud, values.tenant.strip().lower(), values.client_id.strip().lower())
+    if entered != identity(app) or values.secret.strip() or values.remove_secret:
+        return False
+    try:
+        _day(values.next_expires_on, now)
+    except ValueError:
+        return False
+    return not _wrong_secret(values.next_secret.strip())
+
+
+def identity(app: OAuthApp) -> tuple[str, str, str]:
+    """What a secret and the links belong to: another one of these is another registration."""
+    return app.cloud, app.tenant, app.client_id
 
 
 def hold_app(session: Session, app_id: int) -> None:
@@ -201,10 +244,13 @@ def save_app(
     """Check and store a registration: a shared one, or the own one of `connection`.
 
     With another cloud, tenant or client id the stored secret is dropped, and so are the links: they
-    belong to the registration. A saved secret lets mail that waited for it go. Raises FieldErrors
-    by `name`, `cloud`, `tenant`, `client_id`, `client_secret` and `secret_expires_on`.
+    belong to the registration. A saved secret lets mail that waited for it go. A successor is kept
+    beside the secret in use until `use_successor`; where none is in use, it is used at once. Raises
+    FieldErrors by the names of AppValues, with `client_secret` for the secret.
     """
-    checked, expires_on = _checked(app, values, clouds, is_shared=connection is None, now=now)
+    checked, expires_on, next_on = _checked(
+        app, values, clouds, is_shared=connection is None, now=now
+    )
     is_new = app is None
     if app is not None:
         hold_app(session, app.id)
@@ -227,6 +273,10 @@ def save_app(
     app.updated_at = now
     secret_word = _save_secret(app, keyring, values, moved=moved, actor=actor, now=now)
     app.secret_expires_on = expires_on if app.secret is not None else None
+    next_word = _save_successor(app, keyring, values, next_on, moved=moved, actor=actor, now=now)
+    if app.secret is None and app.next_secret is not None:
+        _switch(app)
+        secret_word, next_word = "changed", ""
     session.flush()
     if moved:
         _drop_links(session, app, now)
@@ -235,6 +285,10 @@ def save_app(
     changes: dict[str, Any] = {**audit.difference(before, _shown(app))}
     if secret_word:
         changes["secret"] = secret_word
+    if next_word:
+        changes["next_secret"] = next_word
+    if (secret_word or next_word) and (old := session.get(Setting, _refusal_name(app))):
+        session.delete(old)
     if changes:
         audit.record(
             session,
@@ -256,8 +310,8 @@ def _checked(
     *,
     is_shared: bool,
     now: datetime,
-) -> tuple[dict[str, str], date | None]:
-    """What is stored as text, and the day on which the secret expires."""
+) -> tuple[dict[str, str], date | None, date | None]:
+    """What is stored as text, and the days on which the secret and its successor expire."""
     errors: dict[str, str] = {}
     name = values.name.strip()
     try:
@@ -286,10 +340,18 @@ def _checked(
             expires_on = app.secret_expires_on if app else None
         else:
             errors["secret_expires_on"] = str(error)
+    if sentence := _wrong_secret(values.next_secret.strip()):
+        errors["next_secret"] = sentence
+    next_on = None
+    try:
+        next_on = _day(values.next_expires_on, now)
+    except ValueError as error:
+        if values.next_secret.strip():
+            errors["next_expires_on"] = str(error)
     if errors:
         raise FieldErrors(errors)
     stored_as = {"name": name, "cloud": values.cloud, "tenant": tenant, "client_id": client_id}
-    return stored_as, expires_on
+    return stored_as, expires_on, next_on
 
 
 def _wrong_tenant(tenant: str, cloud: Cloud | None, client_id: str) -> str:
@@ -337,6 +399,99 @@ def _save_secret(
         app.secret, app.secret_set_at, app.secret_set_by = None, None, ""
         return "removed"
     return ""
+
+
+def _save_successor(
+    app: OAuthApp,
+    keyring: Keyring,
+    values: AppValues,
+    expires_on: date | None,
+    *,
+    moved: bool,
+    actor: str,
+    now: datetime,
+) -> str:
+    """Returns the word for the audit: `changed`, `removed`, or none."""
+    secret = values.next_secret.strip()
+    if secret:
+        app.next_secret = keyring.seal("oauth-app", app_subject(app.uid), secret)
+        app.next_secret_set_at, app.next_secret_set_by = now, actor
+        app.next_secret_expires_on = expires_on
+        return "changed"
+    # A secret that was put into use by hand is the newer one.
+    over = values.remove_next or moved or values.secret.strip() != ""
+    if app.next_secret is None or not over:
+        return ""
+    _forget_successor(app)
+    return "removed"
+
+
+def _switch(app: OAuthApp) -> None:
+    """The successor takes the place of the secret; the old one is gone."""
+    app.secret = app.next_secret  # sealed for the same subject
+    app.secret_set_at, app.secret_set_by = app.next_secret_set_at, app.next_secret_set_by
+    app.secret_expires_on = app.next_secret_expires_on
+    _forget_successor(app)
+
+
+def _forget_successor(app: OAuthApp) -> None:
+    app.next_secret, app.next_secret_set_at, app.next_secret_set_by = None, None, ""
+    app.next_secret_expires_on = None
+
+
+def use_successor(session: Session, app: OAuthApp, *, actor: str, now: datetime) -> None:
+    """The successor has proved itself: it is the secret from now on, and the old one is dropped.
+
+    Mail that waited for a good secret goes.
+    """
+    before = _shown(app)
+    _switch(app)
+    app.updated_at = now
+    session.flush()
+    secret_stored(session, app, now)
+    changes = {**audit.difference(before, _shown(app)), "secret": "changed"}
+    _note_change(session, app, changes, actor=actor, now=now)
+
+
+def refuse_successor(
+    session: Session, app: OAuthApp, *, code: str, words: str, actor: str, now: datetime
+) -> None:
+    """The provider does not take the successor: it is dropped, and the secret in use stays."""
+    _forget_successor(app)
+    app.updated_at = now
+    value = {"at": now.isoformat(), "code": code[:40], "words": words}
+    session.merge(Setting(name=_refusal_name(app), value=value))
+    session.flush()
+    _note_change(session, app, {"next_secret": "refused"}, actor=actor, now=now)
+
+
+def refused_successor(session: Session, app: OAuthApp) -> Refusal | None:
+    """What the provider said of the last successor, if it was refused after it was saved."""
+    found = session.get(Setting, _refusal_name(app))
+    if found is None:
+        return None
+    value = found.value
+    return Refusal(at=datetime.fromisoformat(value["at"]), code=value["code"], words=value["words"])
+
+
+def _refusal_name(app: OAuthApp) -> str:
+    return f"next-secret-refused:{app.uid}"
+
+
+def _note_change(
+    session: Session, app: OAuthApp, changes: dict[str, Any], *, actor: str, now: datetime
+) -> None:
+    connection = session.get(Connection, app.connection_id) if app.connection_id else None
+    audit.record(
+        session,
+        at=now,
+        actor=actor,
+        action="registration changed",
+        object_kind="oauth_app",
+        object_id=app.uid,
+        site_id=connection.site_id if connection else None,
+        changes=changes,
+    )
 
 
 def _shown(app: OAuthApp) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,7 +46,7 @@ from webapp.mailers.errors import (
     scrub,
 )
 from webapp.microsoft import codes, service
-from webapp.microsoft.clouds import Cloud
+from webapp.microsoft.clouds import Cloud, Segment
 from webapp.microsoft.models import Grant, GrantState, OAuthApp
 
 log = structlog.get_logger(__name__)
@@ -66,6 +67,8 @@ POLL = (0.05, 0.5)
 """The first pause between looks at somebody else's renewal, and the longest."""
 MAX_WORDS = 1_000
 
+ABOUT_THE_TOKEN = frozenset({"invalid_grant", "AADSTS9002313"})
+"""Codes that speak of what was handed in with the secret, when that was made up."""
 RESERVED = frozenset({"openid", "profile", "email", "offline_access"})
 """MSAL asks for these by itself."""
 
@@ -76,7 +79,16 @@ NO_CLOUD = N_("The cloud of the app registration is not known to this installati
 UNREADABLE = N_("The stored link cannot be opened with the keys of this installation.")
 DATABASE_AWAY = N_("The database did not answer.")
 STILL_RENEWED = N_("Another process is renewing this link and has not finished.")
+NOT_SENDING = N_(
+    "Microsoft renewed the link without Mail.Send: what the app may do was changed there."
+)
 NOT_OAUTH = N_("What answered at the sign-in address is not the sign-in service.")
+
+SCOPES_CHANGED = "scopes-changed"
+"""Our own code for a renewal that left the permission to send out."""
+SEND = "Mail.Send"
+NOBODY = "this-is-the-refresh-token-of-nobody"
+"""For a call that is only to find out whether a secret is right."""
 
 _IDS = (("Trace ID", "trace_id"), ("Correlation ID", "correlation_id"))
 
@@ -95,6 +107,24 @@ class AppFacts:
     secret: str = field(repr=False)
     cloud: Cloud
     tenant: str
+
+
+class Verdict(StrEnum):
+    """What a token endpoint thinks of a secret."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    UNKNOWN = "unknown"
+    """It did not say, or nobody could be asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What became of the question whether a secret is right."""
+
+    verdict: Verdict
+    code: str = ""
+    words: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +216,7 @@ class Tokens:
     ) -> None:
         self._db = db
         self._load_keys = load_keys
-        self._clouds = clouds
+        self.clouds = clouds
         self._session = session
         self._slots: dict[int, _Slot] = {}
         self._metadata: dict[str, tuple[float, requests.Response]] = {}
@@ -213,6 +243,15 @@ class Tokens:
         except sa.exc.SQLAlchemyError as error:
             log.warning("the database is away", error=type(error).__name__)
             raise TransientError(DATABASE_AWAY) from error
+
+    def permissions(self, grant_id: int) -> Sequence[str]:
+        """What the account has granted, without the cloud in front; nothing when it is unknown."""
+        try:
+            with self._db.read() as session:
+                return session.scalar(sa.select(Grant.scopes).where(Grant.id == grant_id)) or ()
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the database is away", error=type(error).__name__)
+            return ()
 
     def renew(self, grant_id: int) -> None:
         """Renew a grant although its token may still be good; raises DeliveryError.
@@ -245,6 +284,38 @@ class Tokens:
             hidden=(refresh_token,),
         )
         return str(cache.serialize())
+
+    def prove(self, app: AppFacts, cache: str = "") -> Proof:
+        """Whether the token endpoint takes this secret; changes nothing, and needs no database.
+
+        `cache` is that of a link by the same registration: then the link is renewed, and what that
+        brings is thrown away, because Microsoft leaves the refresh token at hand good. Without one,
+        an organization's own registration asks for a token of its own, and any other shows a
+        refresh token of nobody: the secret is looked at first, so only a right one gets as far as
+        being told that the token is no good.
+        """
+        made = msal.SerializableTokenCache()
+        known = msal.SerializableTokenCache()
+        known.deserialize(cache or "{}")
+        found = list(known.search(known.CredentialType.REFRESH_TOKEN))
+        refresh_token = str(found[0]["secret"]) if found else NOBODY
+
+        def ask(client: msal.ConfidentialClientApplication) -> Any:
+            if not found and app.tenant not in set(Segment):
+                return client.acquire_token_for_client([app.cloud.scope(".default")])
+            return client.acquire_token_by_refresh_token(refresh_token, _scopes(app.cloud, [SEND]))
+
+        try:
+            self._ask(app, made, ask, hidden=(refresh_token,))
+        except NeedsReauthorisation:
+            return Proof(verdict=Verdict.RIGHT)  # it is the link that is no good
+        except TransientError as error:
+            return Proof(verdict=Verdict.UNKNOWN, code=error.code, words=error.words)
+        except DeliveryError as error:
+            if error.code in ABOUT_THE_TOKEN:
+                return Proof(verdict=Verdict.RIGHT)
+            return Proof(verdict=Verdict.WRONG, code=error.code, words=error.words)
+        return Proof(verdict=Verdict.RIGHT)
 
     # ---- in memory ----
 
@@ -331,8 +402,8 @@ class Tokens:
         if not self._lease(grant_id, row.version, me):
             return None
         try:
-            cache, renewed = self._refresh(grant_id, row, claims)
-            sealed = self._keys().seal("grant", service.grant_subject(grant_id), cache)
+            cache, renewed, scopes = self._refresh(grant_id, row, claims)
+            sealed = self.keys().seal("grant", service.grant_subject(grant_id), cache)
         except NeedsReauthorisation as error:
             self._note_refused(grant_id, row, me, error)
             return None
@@ -348,7 +419,7 @@ class Tokens:
             self._give_back(grant_id, me)
             return None
         try:
-            saved = self._save(grant_id, row, me, sealed)
+            saved = self._save(grant_id, row, me, sealed, scopes)
         except sa.exc.SQLAlchemyError as error:
             # The refresh token that is stored stays good, and this mail can go.
             log.warning("a renewal was not stored", grant=grant_id, error=type(error).__name__)
@@ -358,8 +429,8 @@ class Tokens:
             self._note_works_again(grant_id)
         return replace(renewed, version=row.version + 1) if saved else None
 
-    def _refresh(self, grant_id: int, row: _Row, claims: str) -> tuple[str, _Held]:
-        """The network: a new token, and the text of the cache that it came into."""
+    def _refresh(self, grant_id: int, row: _Row, claims: str) -> tuple[str, _Held, Sequence[str]]:
+        """The network: a new token, the text of the cache that it came into, and what it allows."""
         app = self._facts(row)
         cache = msal.SerializableTokenCache()
         cache.deserialize(self._unsealed("grant", service.grant_subject(grant_id), row.cache))
@@ -374,12 +445,16 @@ class Tokens:
                 claims_challenge=claims or None,
             )
 
-        self._ask(app, cache, ask)
+        answer = self._ask(app, cache, ask)
+        named = str(answer.get("scope") or "")
+        scopes = _granted(named, row.scopes)
+        if named and SEND.casefold() not in {scope.casefold() for scope in scopes}:
+            raise NeedsReauthorisation(NOT_SENDING, code=SCOPES_CHANGED, cause_code=Cause.AUTH)
         renewed = _newest(cache, app.cloud, row)
         if renewed is None:
             raise TransientError(NOT_OAUTH, cause_code=Cause.PROTOCOL)
         log.info("a link was renewed", grant=grant_id)
-        return str(cache.serialize()), renewed
+        return str(cache.serialize()), renewed, scopes
 
     def _ask(
         self,
@@ -387,7 +462,7 @@ class Tokens:
         cache: msal.SerializableTokenCache,
         call: Callable[[msal.ConfidentialClientApplication], Any],
         hidden: Sequence[str] = (),
-    ) -> None:
+    ) -> Mapping[str, Any]:
         """One call by MSAL, which leaves what it brings in `cache`. Raises DeliveryError."""
         known = cache.search(cache.CredentialType.REFRESH_TOKEN)
         hidden = (app.secret, *hidden, *(str(entry["secret"]) for entry in known))
@@ -416,6 +491,7 @@ class Tokens:
             raise NeedsReauthorisation(NO_TOKENS, cause_code=Cause.AUTH)
         if result is None or "access_token" not in result:
             raise _refusal(result or {}, wire.last, hidden)
+        return dict(result)
 
     # ---- the database ----
 
@@ -431,7 +507,7 @@ class Tokens:
 
     def _stored(self, row: _Row) -> _Held | None:
         """The newest token in the database; raises TransientError when it cannot be opened."""
-        cloud = self._clouds.get(row.cloud)
+        cloud = self.clouds.get(row.cloud)
         if cloud is None or row.cache is None:
             return None
         cache = msal.SerializableTokenCache()
@@ -440,7 +516,7 @@ class Tokens:
 
     def _facts(self, row: _Row) -> AppFacts:
         """Raises Misconfigured when the registration is not complete."""
-        cloud = self._clouds.get(row.cloud)
+        cloud = self.clouds.get(row.cloud)
         if cloud is None:
             raise Misconfigured(NO_CLOUD)
         if row.secret is None:
@@ -448,7 +524,8 @@ class Tokens:
         secret = self._unsealed("oauth-app", service.app_subject(row.uid), row.secret)
         return AppFacts(client_id=row.client_id, secret=secret, cloud=cloud, tenant=row.tenant)
 
-    def _keys(self) -> Keyring:
+    def keys(self) -> Keyring:
+        """Those of today; raises TransientError."""
         try:
             return self._load_keys()
         except ConfigError as error:
@@ -459,7 +536,7 @@ class Tokens:
         if token is None:
             return "{}"
         try:
-            return str(self._keys().unseal(purpose, subject, token))
+            return str(self.keys().unseal(purpose, subject, token))
         except SealError as error:
             raise TransientError(UNREADABLE) from error
 
@@ -476,7 +553,7 @@ class Tokens:
             .values(lease_owner=me, lease_until=now + LEASE)
         )
 
-    def _save(self, grant_id: int, row: _Row, me: str, sealed: str) -> bool:
+    def _save(self, grant_id: int, row: _Row, me: str, sealed: str, scopes: Sequence[str]) -> bool:
         """Store what a renewal brought, unless it is history."""
         now = self._db.now()
         return self._change(
@@ -484,6 +561,7 @@ class Tokens:
             .where(Grant.version == row.version)
             .values(
                 cache=sealed,
+                scopes=list(scopes),
                 version=row.version + 1,
                 renewed_at=now,
                 renew_at=service.next_renewal(now),
@@ -585,6 +663,20 @@ def _scopes(cloud: Cloud, scopes: Sequence[str]) -> list[str]:
     return [cloud.scope(scope) for scope in scopes if scope not in RESERVED]
 
 
+def _granted(answered: str, before: Sequence[str]) -> Sequence[str]:
+    """Permissions after a renewal, without the cloud in front; no answer means the same ones.
+
+    What belongs to the sign-in itself is not always named again.
+    """
+    if not answered.strip():
+        return before
+    named = [scope.rpartition("/")[2] for scope in answered.split()]
+    granted = {scope.casefold() for scope in named} | RESERVED
+    kept = [scope for scope in before if scope.casefold() in granted]
+    known = {scope.casefold() for scope in kept} | RESERVED
+    return [*kept, *(scope for scope in named if scope.casefold() not in known)]
+
+
 def _newest(cache: msal.SerializableTokenCache, cloud: Cloud, row: _Row) -> _Held | None:
     """The access token that came last into a cache; a cache is of one grant only."""
     kind = cache.CredentialType.ACCESS_TOKEN
@@ -608,12 +700,14 @@ def _for_a_moment(held: _Held) -> _Held:
 
 def _once_more(error: DeliveryError) -> DeliveryError:
     """The same error for somebody else; one that is raised twice would gather tracebacks."""
-    return type(error)(
+    again = type(error)(
         error.words,
         code=error.code,
         retry_after=error.retry_after,
         cause_code=error.cause_code,
     )
+    again.unreached = error.unreached
+    return again
 
 
 # ---- the wire, and what comes back ----
@@ -711,7 +805,8 @@ def _words(body: Mapping[str, Any], said: str, hidden: Sequence[str]) -> str:
 def _retry_after(answer: requests.Response | None) -> timedelta | None:
     """Seconds; no date was ever seen here."""
     text = answer.headers.get("Retry-After", "") if answer is not None else ""
-    return timedelta(seconds=min(int(text[:10]), 3600)) if text.isdecimal() else None
+    digits = text[:10]  # a number of thousands of digits is one that Python refuses to read
+    return timedelta(seconds=min(int(digits), 3600)) if text.isdecimal() else None
 
 
 def _network_failure(error: requests.RequestException, hidden: Sequence[str]) -> TransientError:
@@ -720,7 +815,9 @@ def _network_failure(error: requests.RequestException, hidden: Sequence[str]) ->
     url = error.request.url if error.request is not None else None
     host = urlsplit(url or "").hostname or ""
     words = f"{host}: {innermost}" if host else str(innermost)
-    return TransientError(scrub(words, hidden)[:MAX_WORDS], cause_code=_cause(error))
+    raised = TransientError(scrub(words, hidden)[:MAX_WORDS], cause_code=_cause(error))
+    raised.unreached = raised.cause_code is not Cause.LOST
+    return raised
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

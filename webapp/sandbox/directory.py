@@ -53,6 +53,8 @@ class Application:
     name: str
     tenant: str = ""
     personal: bool = False
+    next_secret: str = ""
+    """A second secret beside the first, as a registration may have; it never expires here."""
 
     def takes(self, redirect_uri: str) -> bool:
         """Whether this is one of its redirect addresses."""

@@ -100,6 +100,7 @@ def register(world: World, given: dict[str, str]) -> None:
             name=given.get("name", "").strip() or client_id,
             tenant=(world.directory.tenant_of(tenant) or "") if tenant else "",
             personal=not tenant,
+            next_secret=given.get("next_secret", "").strip(),
         )
     )
     world.save()

@@ -209,7 +209,7 @@ def _exchange(
     if application is None:
         raise Refused(no_such_application(client_id, segment))
     grant_type = form.get("grant_type", "")
-    _show_faults(world, application, grant_type, _account(world, form))
+    _show_faults(world, application, grant_type, _account(world, form), secret)
     _check_secret(application, secret)
     match grant_type:
         case "authorization_code":
@@ -233,9 +233,15 @@ def _account(world: World, form: dict[str, str]) -> Account | None:
 
 
 def _show_faults(
-    world: World, application: Application, grant_type: str, account: Account | None
+    world: World,
+    application: Application,
+    grant_type: str,
+    account: Account | None,
+    secret: str,
 ) -> None:
     kinds: tuple[Kind, ...] = _WHOLE_APPLICATION
+    if _is(secret, application.next_secret):
+        kinds = tuple(kind for kind in kinds if kind is not Kind.EXPIRED_SECRET)
     if account is not None:
         kinds += _ANY_SIGN_IN
     if grant_type == "refresh_token":
@@ -253,8 +259,12 @@ def _check_secret(application: Application, secret: str) -> None:
             "'client_secret'."
         )
         raise Refused(Problem(status=401, error="invalid_client", number=7000218, text=text))
-    if not hmac.compare_digest(secret.encode(), application.secret.encode()):
+    if not _is(secret, application.secret) and not _is(secret, application.next_secret):
         raise Refused(_PROBLEMS[Kind.WRONG_SECRET])
+
+
+def _is(secret: str, known: str) -> bool:
+    return bool(known) and hmac.compare_digest(secret.encode(), known.encode())
 
 
 # ---- the three grants ----

@@ -6,8 +6,8 @@ are shown: they are most of the work where there are hundreds.
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -15,9 +15,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session, defer
 
 from webapp.connections.models import Connection, Health
-from webapp.delivery.models import Lane, Message, State, Tally
+from webapp.delivery.depth import Depth, depths
+from webapp.delivery.models import Lane, Message, Setting, State, Tally
 from webapp.fields import N_
 from webapp.mailers import registry
+from webapp.microsoft.dates import days_until, idle_days, nearness
+from webapp.microsoft.models import Grant, GrantState, OAuthApp
 from webapp.ops.status import delivers
 from webapp.sites.models import Mode, Site
 from webapp.words import SITE, SiteState, Status, Tone
@@ -33,6 +36,7 @@ QUIET_AT_LEAST = timedelta(days=3)
 QUIET_GAPS = 5
 """A site is quiet after this many times its usual gap between two mails."""
 
+NEEDS_SIGN_IN = Status(icon="auth", tone=Tone.BAD, word=N_("Needs re-authorization"))
 SLOWED_DOWN = Status(icon="soon", tone=Tone.WARN, word=N_("Slowed down"))
 
 
@@ -115,6 +119,37 @@ class LastDay(Counts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ends:
+    """How long the link that a site sends by is good, and the secret of its registration."""
+
+    link_days: int | None
+    """While nobody renews it; None: it has ended."""
+    secret_on: date | None
+    """None: nobody entered the day."""
+    secret_days: int | None
+    app_uid: str
+    own_app: bool
+    """The connection's own registration, not a shared one."""
+    has_successor: bool
+    """A second secret waits to be proved."""
+
+    @property
+    def link_tone(self) -> str:
+        """How near the end of the link is."""
+        return Tone.BAD.value if self.link_days is None else nearness(self.link_days).value
+
+    @property
+    def secret_tone(self) -> str:
+        """How near the end of the secret is."""
+        return Tone.GOOD.value if self.secret_days is None else nearness(self.secret_days).value
+
+    @property
+    def secret_soon(self) -> bool:
+        """Whether somebody should make a successor now."""
+        return self.secret_tone in {Tone.WARN, Tone.BAD} and not self.has_successor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One site and how it stands."""
 
@@ -130,10 +165,24 @@ class Row:
     words: str = ""
     since: datetime | None = None
     usual_per_day: float = 0.0
+    lane_id: int | None = None
+    ends: Ends | None = None
+    """None where it sends by no link."""
 
     @property
     def part(self) -> Part:
-        """Where on the board it stands."""
+        """Where on the board it stands; a secret that runs out is worth an eye."""
+        if not self.in_trouble and self.ends is not None and self.ends.secret_soon:
+            return Part.SOON
+        return self._part
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether its state is one to tell on every page: a trouble, or a choice."""
+        return self._part is not Part.FINE
+
+    @property
+    def _part(self) -> Part:
         if self.state is SiteState.NO_CONNECTION and self.traffic.waiting:
             return Part.ACT
         if self.why is Why.SLOWED_DOWN:
@@ -143,6 +192,8 @@ class Row:
     @property
     def status(self) -> Status:
         """How its state looks."""
+        if self.why is Why.LOGIN_REFUSED and self.is_linked:
+            return NEEDS_SIGN_IN
         return SLOWED_DOWN if self.why is Why.SLOWED_DOWN else SITE[self.state]
 
     @property
@@ -150,7 +201,8 @@ class Row:
         """The tone of the bar beside a row that somebody should look at."""
         if self.part is Part.ACT:
             return Tone.BAD.value
-        return Tone.WARN.value if self.status.tone is Tone.WARN else ""
+        soon = self.part is Part.SOON and not self.in_trouble
+        return Tone.WARN.value if soon or self.status.tone is Tone.WARN else ""
 
     def is_called(self, words: str) -> bool:
         """Whether its name or address holds these words."""
@@ -191,6 +243,47 @@ def board(session: Session, site_ids: Iterable[int], now: datetime) -> Board:
     )
 
 
+LEDGER_CHECKED = "ledger_checked"
+"""Where the hourly check of the ledger notes what it found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What the last check of the ledger found, over all sites."""
+
+    at: datetime
+    accepted: int
+    ended: int
+    open: int
+    gaps: int
+    """Sites whose mail does not add up."""
+
+
+def last_check(session: Session) -> Checked | None:
+    """The last check of the ledger; None where there was none yet."""
+    found = session.get(Setting, LEDGER_CHECKED)
+    if found is None:
+        return None
+    value = found.value
+    return Checked(
+        at=datetime.fromisoformat(value["at"]),
+        accepted=int(value["accepted"]),
+        ended=int(value["ended"]),
+        open=int(value["open"]),
+        gaps=_count(value["gaps"]),
+    )
+
+
+def _count(found: object) -> int:
+    return len(found) if isinstance(found, list) else int(str(found))
+
+
+def depths_of(session: Session, rows: Iterable[Row], now: datetime) -> Mapping[int, Depth]:
+    """How deep the lanes are that were asked to wait, by their keys."""
+    lanes = {row.lane_id for row in rows if row.why is Why.SLOWED_DOWN and row.lane_id is not None}
+    return depths(session, lanes, now)
+
+
 def standing(session: Session, site_id: int, now: datetime) -> Row:
     """How one site stands, for the pages of that site."""
     return _rows(session, [site_id], now)[0]
@@ -198,15 +291,49 @@ def standing(session: Session, site_id: int, now: datetime) -> Row:
 
 def _rows(session: Session, wanted: Sequence[int], now: datetime) -> list[Row]:
     placed = session.execute(
-        sa.select(Site, Connection, Lane)
+        sa.select(Site, Connection, Lane, *_LINK)
         .outerjoin(Connection, Connection.id == Site.primary_connection_id)
         .outerjoin(Lane, Lane.id == Connection.lane_id)
+        .outerjoin(Grant, Grant.id == Connection.grant_id)
+        .outerjoin(OAuthApp, OAuthApp.id == Grant.app_id)
         .options(defer(Connection.secrets), defer(Connection.secrets_set), defer(Lane.windows))
         .where(Site.id.in_(wanted))
     ).all()
     traffic = _traffic(session, wanted, now)
     usual = _usual(session, [row[0] for row in placed], traffic, now)
-    return [_row(*row, traffic[row[0].id], usual, now) for row in placed]
+    rows = []
+    for site, connection, lane, *link in placed:
+        row = _row(site, connection, lane, traffic[site.id], usual, now)
+        lane_id = lane.id if lane is not None else None
+        rows.append(replace(row, lane_id=lane_id, ends=_ends(link, now)))
+    return rows
+
+
+_LINK = (
+    Grant.state,
+    Grant.renewed_at,
+    OAuthApp.uid,
+    OAuthApp.connection_id,
+    OAuthApp.secret_expires_on,
+    OAuthApp.secret.is_not(None),
+    OAuthApp.next_secret.is_not(None),
+)
+
+
+def _ends(link: Sequence[Any], now: datetime) -> Ends | None:
+    """From what `_LINK` reads, all of it empty where the site sends by no link."""
+    state, renewed_at, app_uid, connection_id, expires_on, has_secret, has_successor = link
+    if state is None or app_uid is None:
+        return None
+    secret_on = expires_on if has_secret else None
+    return Ends(
+        link_days=idle_days(renewed_at, now) if state == GrantState.LINKED else None,
+        secret_on=secret_on,
+        secret_days=days_until(secret_on, now) if secret_on is not None else None,
+        app_uid=app_uid,
+        own_app=connection_id is not None,
+        has_successor=bool(has_successor),
+    )
 
 
 def _worst_first(row: Row) -> tuple[int, int, datetime, str]:

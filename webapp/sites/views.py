@@ -96,12 +96,16 @@ def board() -> ResponseReturnValue:
         rows = rows[(page - 1) * ON_A_PAGE : page * ON_A_PAGE]
         ids = {row.site.id for row in rows}
         days = boards.last_day(session, ids, at)
+        depths = boards.depths_of(session, rows, at)
+        checked = boards.last_check(session) if web.user().is_admin else None
     here = [(site, role) for site, role in mine if site.id in ids]
     return render_template(
         "sites/board.html",
         board=found,
         parts=[(part, list(group)) for part, group in groupby(rows, lambda row: row.part)],
         days=days,
+        depths=depths,
+        checked=checked,
         shown=asked if asked in set(Part) else "",
         search=search,
         is_long=len(found.rows) > ON_A_PAGE,
