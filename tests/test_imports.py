@@ -74,6 +74,7 @@ LAYERS = (
     "incidents.service",
     "incidents.watch",
     "incidents.reach",
+    "incidents.targets",
     "incidents.channel",
     "incidents.letters",
     "incidents.tell",

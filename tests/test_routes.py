@@ -26,11 +26,13 @@ from tests.factories import (
     an_app,
 )
 from tests.pages import Browser
+from webapp import ids
 from webapp.accounts import service as accounts
 from webapp.accounts.models import Role, User, UserSession
 from webapp.accounts.rights import LADDER, Access, Policy, Right, allows, is_per_site
 from webapp.crypto import KEY_BYTES, Keyring
 from webapp.delivery.models import Source, State
+from webapp.incidents.models import AlertTarget, Channel, Incident, IncidentSite
 from webapp.installation import Installation
 from webapp.sites.models import Site
 
@@ -58,6 +60,30 @@ class Place:
     def connection(self) -> str:
         return a_connection(self.session, self.site, primary=False).uid
 
+    def target(self, site: Site | None) -> str:
+        target = AlertTarget(
+            uid=ids.short_id(),
+            site_id=site.id if site else None,
+            channel=Channel.EMAIL,
+            address="mara@agentur.example",
+            created_at=self.site.created_at,
+        )
+        self.session.add(target)
+        return target.uid
+
+    def incident(self) -> str:
+        found = Incident(
+            uid=ids.short_id(),
+            cause=ids.short_id(),
+            kind="site-silent",
+            details={},
+            opened_at=self.site.created_at,
+        )
+        self.session.add(found)
+        self.session.flush()
+        self.session.add(IncidentSite(incident_id=found.id, site_id=self.site.id))
+        return found.uid
+
     def own_session(self) -> int:
         secret = accounts.open_session(self.session, self.person.id, now=self.site.created_at)
         digest = accounts.digest(secret)
@@ -72,11 +98,15 @@ ARGUMENTS: dict[str, Callable[[Place], object]] = {
     "session_id": Place.own_session,
     "app_uid": Place.shared_app,
     "connection_uid": Place.connection,
+    "target_uid": lambda place: place.target(place.site),
+    "system_target_uid": lambda place: place.target(None),
+    "incident_uid": Place.incident,
+    "any_incident_uid": Place.incident,
     "index": lambda place: 0,
 }
 """For each argument of a URL, how to make what it names. `index` counts within a mail."""
 
-NOT_IDS = {"slug", "index", "app_uid"}
+NOT_IDS = {"slug", "index", "app_uid", "system_target_uid", "any_incident_uid"}
 """Arguments that name nothing of one site: a shared registration belongs to all of them."""
 
 FOREIGN_BODIES: dict[str, Callable[[Place], dict[str, object]]] = {

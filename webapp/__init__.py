@@ -19,6 +19,7 @@ PAGES = (
     "webapp.testmail.views",
     "webapp.microsoft.apps",
     "webapp.microsoft.views",
+    "webapp.incidents.views",
 )
 
 

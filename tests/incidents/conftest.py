@@ -22,7 +22,8 @@ from tests.incidents.hooks import Hook
 from webapp import ids
 from webapp.connections.models import Connection
 from webapp.incidents.models import AlertTarget, Channel, Incident, Notification
-from webapp.incidents.tell import Teller, key_subject
+from webapp.incidents.targets import key_subject
+from webapp.incidents.tell import Teller
 from webapp.incidents.watch import Watch
 from webapp.installation import Installation
 from webapp.mailers.base import Surroundings

@@ -1,12 +1,24 @@
 """Each cause opens one incident, and closes it."""
 
 import threading
+import time
+from datetime import timedelta
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
+from tests.factories import a_connection, a_message, a_site
 from tests.incidents.conftest import KEY, Desk
 from tests.incidents.hooks import Hook, is_genuine
+from webapp.connections.models import Connection, Health
+from webapp.delivery.models import Lane, Message, Source, State, Tally
+from webapp.incidents import signs
 from webapp.incidents.kinds import Kind
+from webapp.incidents.models import Notification
+from webapp.incidents.service import sites_of
+from webapp.microsoft.models import Grant, OAuthApp
+from webapp.sites.models import Site
 
 
 def test_a_refused_link_is_one_incident_told_once_each_way(desk: Desk, hook: Hook) -> None:
@@ -63,3 +75,300 @@ def test_two_watchers_at_once_make_one_incident(desk: Desk, hook: Hook) -> None:
 def test_nothing_is_wrong_with_an_empty_installation(desk: Desk, name: str) -> None:
     getattr(desk.watch, name)()
     assert desk.incidents() == []
+
+
+# ---- whom a cause concerns ----
+
+
+def test_every_site_that_sends_by_a_refused_link_is_named(desk: Desk, hook: Hook) -> None:
+    one, two, other = desk.site(), desk.site(), desk.site()
+    grant = desk.linked(one)
+    with desk.db.write() as session:
+        row = session.get_one(Site, two.id)
+        a_connection(session, row, mailer="outlook", grant_id=grant.id)
+    for site in (one, two, other):
+        desk.target(hook.url + site.slug, site=site)
+    # Of a site they may not lead into a private network; that they were tried is enough.
+    desk.refuse(grant)
+    desk.watch.round()
+    (found,) = desk.incidents()
+    with desk.db.read() as session:
+        assert set(sites_of(session, found.id)) == {one.id, two.id}
+        rows = session.scalars(sa.select(Notification.target_id)).all()
+    assert len(rows) == 2
+
+
+def test_a_link_that_nobody_uses_is_no_incident(desk: Desk) -> None:
+    grant = desk.linked(desk.site())
+    with desk.db.write() as session:
+        for connection in session.scalars(sa.select(Connection)):
+            connection.grant_id = None
+    desk.refuse(grant)
+    desk.watch.round()
+    assert desk.incidents() == []
+
+
+def test_what_waits_is_counted_by_site(desk: Desk) -> None:
+    site = desk.site()
+    grant = desk.linked(site)
+    with desk.db.write() as session:
+        connection = session.scalars(sa.select(Connection)).one()
+        for _ in range(3):
+            a_message(session, session.get_one(Site, site.id), connection=connection)
+    desk.refuse(grant)
+    desk.watch.round()
+    (found,) = desk.incidents()
+    assert found.details["waiting"] == {str(site.id): 3}
+    with desk.db.write() as session:
+        for mail in session.scalars(sa.select(Message).limit(2)):
+            mail.due_at = None
+    desk.watch.round()
+    (found,) = desk.incidents()
+    assert (found.details["waiting"], found.details["stopped"]) == ({str(site.id): 1}, 3)
+
+
+# ---- the other causes ----
+
+
+def test_a_refused_registration_is_one_incident_and_its_lanes_are_none(desk: Desk) -> None:
+    grant = desk.linked(desk.site())
+    desk.change(OAuthApp, grant.app_id, problem_since=desk.now, problem_code="AADSTS7000222")
+    with desk.db.write() as session:
+        for lane in session.scalars(sa.select(Lane)):
+            lane.is_blocked, lane.blocked_kind = True, "misconfigured"
+    desk.watch.round()
+    assert desk.open() == [Kind.REGISTRATION]
+    desk.change(OAuthApp, grant.app_id, problem_since=None, problem_code="")
+    with desk.db.write() as session:
+        for lane in session.scalars(sa.select(Lane)):
+            lane.is_blocked = False
+    desk.watch.round()
+    assert desk.open() == []
+
+
+def a_connected_site(desk: Desk, **values: Any) -> tuple[Site, Connection]:
+    with desk.db.write() as session:
+        site = a_site(session)
+        return site, a_connection(session, site, **values)
+
+
+def test_a_login_that_is_refused_stops_its_lane_until_it_is_saved(desk: Desk) -> None:
+    _site, connection = a_connected_site(desk)
+    stopped = {"is_blocked": True, "blocked_kind": "needs-reauthorisation", "blocked_words": "535"}
+    desk.change(Lane, connection.lane_id, **stopped)
+    desk.watch.round()
+    assert desk.open() == [Kind.STOPPED]
+    assert desk.incidents()[0].details["place"] == "mail.hoster.example"
+    desk.change(Lane, connection.lane_id, is_blocked=False)
+    desk.watch.round()
+    assert desk.open() == []
+
+
+def test_a_lane_that_was_asked_to_wait_is_no_incident(desk: Desk) -> None:
+    _site, connection = a_connected_site(desk)
+    until = desk.now + timedelta(hours=1)
+    desk.change(Lane, connection.lane_id, is_blocked=True, blocked_until=until)
+    desk.watch.round()
+    assert desk.incidents() == []
+
+
+def test_a_server_that_is_away_is_an_incident_after_a_quarter_of_an_hour(desk: Desk) -> None:
+    _site, connection = a_connected_site(desk, health=Health.FAILING)
+    desk.change(Connection, connection.id, health_since=desk.now)
+    desk.watch.round()
+    assert desk.incidents() == []
+    desk.later(minutes=16)
+    desk.watch.round()
+    assert desk.open() == [Kind.UNREACHABLE]
+    desk.change(Connection, connection.id, health=Health.WORKING)
+    desk.watch.round()
+    assert desk.open() == []
+
+
+def a_failure(desk: Desk, site: Site, connection: Connection, **values: Any) -> None:
+    given = {"state": State.FAILED, "last_code": "550 5.1.1", "last_words": "user unknown"}
+    with desk.db.write() as session:
+        row = session.get_one(Site, site.id)
+        a_message(session, row, connection=connection, at=desk.now, **(given | values))
+
+
+def test_five_hundred_failures_for_one_reason_are_one_incident(desk: Desk, hook: Hook) -> None:
+    desk.target(hook.url)
+    site, connection = a_connected_site(desk)
+    for _ in range(5):
+        a_failure(desk, site, connection)
+    desk.round()
+    for _ in range(4):
+        a_failure(desk, site, connection)
+        desk.round()
+    a_failure(desk, site, connection, last_code="552 5.2.2")
+    desk.round()
+    assert desk.open() == [Kind.FAILED] * 2
+    assert [found.details["count"] for found in desk.incidents()] == [9, 1]
+    assert len(hook.calls) == 2
+
+
+def test_failures_are_over_after_a_quiet_hour(desk: Desk) -> None:
+    site, connection = a_connected_site(desk)
+    a_failure(desk, site, connection)
+    desk.watch.round()
+    desk.later(minutes=59)
+    desk.watch.round()
+    assert desk.open() == [Kind.FAILED]
+    desk.later(minutes=2)
+    desk.watch.round()
+    assert desk.open() == []
+
+
+def test_failures_are_over_with_the_next_success(desk: Desk) -> None:
+    site, connection = a_connected_site(desk)
+    a_failure(desk, site, connection)
+    desk.watch.round()
+    desk.later(minutes=11)
+    desk.watch.round()
+    assert desk.open() == [Kind.FAILED]
+    a_failure(desk, site, connection, state=State.SENT)
+    desk.watch.round()
+    assert desk.open() == []
+
+
+def test_a_test_that_fails_is_no_incident(desk: Desk) -> None:
+    site, connection = a_connected_site(desk)
+    a_failure(desk, site, connection, source=Source.TEST)
+    desk.watch.round()
+    assert desk.incidents() == []
+
+
+def test_a_mail_that_stays_unclear_is_an_incident(desk: Desk) -> None:
+    site, connection = a_connected_site(desk)
+    unclear = {"state": State.UNCERTAIN, "finished_at": desk.now}
+    a_failure(desk, site, connection, due_at=desk.now, **unclear)
+    desk.watch.round()
+    assert desk.incidents() == []
+    a_failure(desk, site, connection, **unclear)
+    desk.watch.round()
+    assert desk.open() == [Kind.UNCLEAR]
+
+
+def test_books_that_do_not_add_up_are_an_incident_until_they_do(desk: Desk) -> None:
+    site, connection = a_connected_site(desk)
+    a_failure(desk, site, connection, state=State.SENT)
+    desk.watch.check_ledger()
+    assert desk.incidents() == []
+    with desk.db.write() as session:
+        lost = session.scalars(sa.select(Tally).where(Tally.outcome == "sent")).one()
+        session.delete(lost)
+    desk.watch.round()
+    assert desk.incidents() == []
+    desk.watch.check_ledger()
+    desk.watch.round()
+    assert desk.open() == [Kind.LEDGER]
+    assert desk.incidents()[0].details["gap"] == 1
+    with desk.db.write() as session:
+        session.add(
+            Tally(site_id=site.id, outcome="sent", hour=desk.now.replace(minute=0), count=1)
+        )
+    desk.watch.check_ledger()
+    assert desk.open() == []
+
+
+def test_a_silent_site_is_an_incident_where_it_wishes_that(desk: Desk) -> None:
+    site, connection = a_connected_site(desk)
+    desk.change(Site, site.id, silent_hours=26)
+    a_failure(desk, site, connection, state=State.SENT)
+    desk.later(hours=25)
+    a_failure(desk, site, connection, state=State.SENT, source=Source.TEST)
+    desk.watch.round()
+    assert desk.incidents() == []
+    desk.later(hours=2)
+    desk.watch.round()
+    assert desk.open() == [Kind.SILENT]
+    a_failure(desk, site, connection, state=State.SENT)
+    desk.watch.round()
+    assert desk.open() == []
+
+
+def test_a_full_disk_is_an_incident(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signs, "free_bytes", lambda folder: 1024)
+    desk.watch.round()
+    assert desk.open() == [Kind.DISK]
+    monkeypatch.undo()
+    desk.watch.round()
+    assert desk.open() == []
+
+
+def test_a_secret_is_told_of_at_60_30_7_and_1_days_and_once_renewed(desk: Desk, hook: Hook) -> None:
+    desk.target(hook.url)
+    grant = desk.linked(desk.site(), renewed_at=desk.now + timedelta(days=61))
+    desk.change(OAuthApp, grant.app_id, secret_expires_on=(desk.now + timedelta(days=61)).date())
+    heard = []
+    for _ in range(62):
+        desk.round()
+        desk.round()
+        heard.append(len(hook.calls))
+        desk.later(days=1)
+    days = [61 - day for day in range(1, 62) if heard[day] > heard[day - 1]]
+    assert days == [60, 30, 7, 1]
+    assert {call.facts["occasion"] for call in hook.calls} == {"opened"}
+    assert desk.open() == [Kind.SECRET]
+    desk.change(OAuthApp, grant.app_id, secret_expires_on=(desk.now + timedelta(days=700)).date())
+    desk.round()
+    assert desk.open() == []
+    assert [call.facts["occasion"] for call in hook.calls] == ["opened"] * 4 + ["closed"]
+
+
+def test_a_link_that_could_not_be_renewed_for_long_is_an_incident(desk: Desk) -> None:
+    grant = desk.linked(desk.site())
+    desk.later(days=59)
+    desk.watch.round()
+    assert desk.incidents() == []
+    desk.later(days=2)
+    desk.watch.round()
+    assert desk.open() == [Kind.IDLE]
+    desk.change(Grant, grant.id, renewed_at=desk.now)
+    desk.watch.round()
+    assert desk.open() == []
+
+
+# ---- what comes and goes ----
+
+
+def test_a_cause_that_comes_back_at_once_is_the_same_incident(desk: Desk, hook: Hook) -> None:
+    desk.target(hook.url)
+    _site, connection = a_connected_site(desk, health=Health.FAILING)
+    long_ago = desk.now - timedelta(hours=1)
+    desk.change(Connection, connection.id, health_since=long_ago)
+    for health in (Health.FAILING, Health.WORKING) * 3:
+        desk.change(Connection, connection.id, health=health)
+        desk.round()
+        desk.later(minutes=1)
+    assert len(desk.incidents()) == 1
+    assert [call.facts["occasion"] for call in hook.calls] == ["opened"]
+    desk.later(minutes=10)
+    desk.round()
+    assert [call.facts["occasion"] for call in hook.calls] == ["opened", "closed"]
+
+
+def test_a_cause_that_comes_back_after_its_end_was_told_is_a_new_one(
+    desk: Desk, hook: Hook
+) -> None:
+    desk.target(hook.url)
+    grant = desk.linked(desk.site())
+    for _ in range(2):
+        desk.refuse(grant)
+        desk.round()
+        desk.link_again(grant)
+        desk.round()
+    assert len(desk.incidents()) == 2
+    assert [call.facts["occasion"] for call in hook.calls] == ["opened", "closed"] * 2
+
+
+def test_the_thread_looks_by_itself_and_stops(desk: Desk) -> None:
+    desk.refuse(desk.linked(desk.site()))
+    desk.watch.start()
+    until = time.monotonic() + 20
+    while not desk.incidents():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    desk.watch.stop()
+    desk.watch.stop()

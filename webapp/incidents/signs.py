@@ -1,24 +1,23 @@
 """What is wrong now, read from the state of things: each sign is one cause. Nothing is written."""
 
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection as DbConnection
 from sqlalchemy.orm import Session
 
+from webapp.config import Settings
 from webapp.connections.models import Connection, Health
 from webapp.delivery.models import Attempt, Lane, Message, Source, State, is_in
 from webapp.delivery.tally import accounts
+from webapp.disk import data_folders, free_bytes
 from webapp.incidents.kinds import Kind
 from webapp.mailers import registry
 from webapp.microsoft.models import Grant, GrantState, Mailbox, OAuthApp
-from webapp.ops.doctor import RESERVE_BYTES
 from webapp.sites.models import Site
 
 OUTLOOK = "outlook"
@@ -50,7 +49,7 @@ class Sign:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def signs(session: Session, now: datetime, folder: Path) -> list[Sign]:
+def signs(session: Session, now: datetime, settings: Settings) -> list[Sign]:
     """Everything but the books, which take longer."""
     links = [*_refused_links(session), *_refused_registrations(session)]
     told = frozenset(lane for sign in links for lane in sign.lanes)
@@ -65,7 +64,7 @@ def signs(session: Session, now: datetime, folder: Path) -> list[Sign]:
         *_secrets(session, now),
         *_idle_links(session, now),
         *_alert_connection(session),
-        *_disk(folder),
+        *_disk(settings),
     ]
     return _with_waiting(session, found)
 
@@ -316,11 +315,12 @@ def _silent_sites(session: Session, now: datetime) -> Iterator[Sign]:
             )
 
 
-def _disk(folder: Path) -> Iterator[Sign]:
-    free = shutil.disk_usage(folder).free
-    if free < RESERVE_BYTES:
+def _disk(settings: Settings) -> Iterator[Sign]:
+    free = min(free_bytes(folder) for folder in data_folders(settings))
+    reserve = settings.disk_reserve_bytes
+    if free < reserve:
         mega = 1024 * 1024
-        details = {"free": free // mega, "reserve": RESERVE_BYTES // mega}
+        details = {"free": free // mega, "reserve": reserve // mega}
         yield Sign(cause="disk", kind=Kind.DISK, details=details)
 
 

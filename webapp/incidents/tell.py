@@ -31,6 +31,7 @@ from webapp.incidents.models import (
     Told,
 )
 from webapp.incidents.reach import Trust, Unreached
+from webapp.incidents.targets import open_key
 from webapp.installation import Installation
 from webapp.mailers.base import Envelope, Surroundings
 from webapp.mailers.errors import DeliveryError, PermanentError
@@ -299,16 +300,6 @@ def record(session: Session, notification_id: int, result: Result, now: datetime
         found.sent_at = now if result.told is Told.SENT else None
     target = session.get_one(AlertTarget, found.target_id)
     target.last_at, target.last_told, target.last_words = now, result.told, result.words
-
-
-def key_subject(uid: str) -> str:
-    """What the sealed key of a target is bound to."""
-    return f"alert-target:{uid}"
-
-
-def open_key(keyring: Keyring, target: AlertTarget) -> str:
-    """The key that signs what a webhook gets; raises SealError."""
-    return str(keyring.unseal("alert-target", key_subject(target.uid), target.secret or ""))
 
 
 def _language(session: Session, target: AlertTarget) -> str:

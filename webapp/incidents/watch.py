@@ -50,7 +50,7 @@ class Watch:
     def round(self) -> None:
         """Compare what is wrong now with the open incidents."""
         with self._db.read() as session:
-            found = signs(session, self._db.now(), self._installation.settings.instance)
+            found = signs(session, self._db.now(), self._installation.settings)
         self._settle(found, ALL_BUT_LEDGER)
 
     def check_ledger(self) -> None:
