@@ -25,6 +25,8 @@ class Commands(click.Group):
         "admin": "webapp.accounts.commands:admin",
         "key": "webapp.ops.commands:key",
         "doctor": "webapp.ops.commands:doctor",
+        "backup": "webapp.ops.commands:backup",
+        "restore": "webapp.ops.commands:restore",
         "sandbox": "webapp.sandbox.commands:sandbox",
     }
 

@@ -87,7 +87,13 @@ def migrate(db: Database) -> tuple[str | None, str]:
     return before, target
 
 
-def _upgrade(db: Database) -> None:
+def build(db: Database, revision: str) -> None:
+    """Make the tables of an empty database as they were at a revision of `known()`."""
+    with db.hold():
+        _upgrade(db, revision)
+
+
+def _upgrade(db: Database, revision: str = "head") -> None:
     config = _config()
     with db.writer.connect() as connection:
         if db.is_sqlite:
@@ -99,7 +105,7 @@ def _upgrade(db: Database) -> None:
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(7701)"))
         try:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            command.upgrade(config, revision)
             if db.is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first():
                 raise SchemaError("the upgrade would leave rows without their parents")
             connection.commit()

@@ -121,12 +121,11 @@ def prepare(submission: Submission) -> Prepared:
     facts = facts_of(submission.raw)
     if too_many_hops(facts):
         raise NotAccepted("554 5.4.6 Too many hops: this mail is going round in circles")
-    searched = " ".join((facts.subject, facts.from_email, facts.from_name, *submission.recipients))
     return Prepared(
         submission=submission,
         facts=facts,
         compressed=zlib.compress(submission.raw, 1),
-        words=tokens(searched, SEARCH_WORDS),
+        words=search_words(facts.subject, facts.from_email, facts.from_name, submission.recipients),
     )
 
 
@@ -157,7 +156,7 @@ def _store_all(
         messages.append(row)
         contents.append({"message_id": message_id, "raw": item.compressed})
         recipients.extend(_recipient_rows(message_id, item.submission, decision))
-        searches.append(_search_row(driver, message_id, site_id, item.words))
+        searches.append((message_id, site_id, item.words))
         counts[site_id, "accepted"] += 1
         if decision.blocked:
             counts[site_id, State.BLOCKED] += 1
@@ -166,7 +165,7 @@ def _store_all(
     driver.insert("message", messages)
     driver.insert("content", contents)
     driver.insert("recipient", recipients)
-    driver.many(_INSERT_SEARCH_SQLITE if driver.is_sqlite else _INSERT_SEARCH, searches)
+    make_searchable(driver, searches)
     tallied = [
         {
             "site_id": site_id,
@@ -313,12 +312,20 @@ def _recipient_rows(
     ]
 
 
-def _search_row(
-    driver: Driver, message_id: int, site_id: int, words: Sequence[str]
-) -> tuple[Any, ...]:
+def search_words(
+    subject: str, from_email: str, from_name: str, recipients: Sequence[str]
+) -> list[str]:
+    """The words by which a mail is found."""
+    return tokens(" ".join((subject, from_email, from_name, *recipients)), SEARCH_WORDS)
+
+
+def make_searchable(driver: Driver, mails: Sequence[tuple[int, int, Sequence[str]]]) -> None:
+    """Put mails into the search index: key, site and words of each."""
     if driver.is_sqlite:
-        return message_id, f"s{site_id}", " ".join(words)
-    return message_id, tsvector_literal(words)
+        rows = [(key, f"s{site_id}", " ".join(words)) for key, site_id, words in mails]
+        driver.many(_INSERT_SEARCH_SQLITE, rows)
+    else:
+        driver.many(_INSERT_SEARCH, [(key, tsvector_literal(words)) for key, _, words in mails])
 
 
 def note_use(db: Database, credential_id: int, address: str) -> None:

@@ -12,10 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from webapp import ids
-from webapp.delivery.models import State
+from webapp.delivery.models import Message, State, is_in
+from webapp.delivery.wake import Waker
 from webapp.installation import open_installation
 from webapp.maillog import service
 from webapp.maillog.service import AttemptRow, LogRow, MessageDetail, RecipientRow
+from webapp.ops import hold
 from webapp.sites.models import Site
 
 DATA = 65
@@ -67,6 +69,33 @@ def show(id_: str, as_json: bool) -> None:
         click.echo(json.dumps(_shown(mail), ensure_ascii=False, default=_text))
     else:
         click.echo("\n".join(_lines(mail)))
+
+
+@message.command()
+@click.argument("names", metavar="[ID]...", nargs=-1)
+@click.option("--all", "all_", is_flag=True, help="Every mail that is held.")
+@click.option("--site", "slug", help="With --all: only those of the site with this slug.")
+def release(names: tuple[str, ...], all_: bool, slug: str | None) -> None:
+    """Let held mail go."""
+    if bool(names) == all_:
+        raise click.UsageError("Name the mails, or say --all.")
+    installation = open_installation()
+    db = installation.db
+    with db.read() as session:
+        query = sa.select(Message.id).where(is_in(State.HELD)).order_by(Message.id)
+        sites = _site_ids(session, slug)
+        if names:
+            query = query.where(Message.queue_id.in_([ids.plain(one) for one in names]))
+        if sites is not None:
+            query = query.where(Message.site_id.in_(sites))
+        keys = session.scalars(query).all()
+    released = 0
+    for start in range(0, len(keys), AT_A_TIME):
+        with db.write_connection() as connection:
+            released += hold.release(connection, keys[start : start + AT_A_TIME], db.now())
+    Waker(installation.settings.instance).wake()
+    installation.close()
+    click.echo(f"{released} mails are on their way.")
 
 
 def _site_ids(session: Session, slug: str | None) -> list[int] | None:
