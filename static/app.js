@@ -42,6 +42,7 @@
     }
     const focused = part.contains(document.activeElement);
     part.replaceWith(fresh);
+    document.querySelector(".head p")?.replaceWith(page.querySelector(".head p") ?? "");
     offerCopies(fresh);
     if (focused) document.getElementById("main").focus();
     document.getElementById(fresh.dataset.say).textContent = fresh.querySelector("h2").textContent;

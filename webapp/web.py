@@ -357,9 +357,12 @@ def confirm(*, title: str, text: str, button: str, back: str, **hidden: str) -> 
     )
 
 
-def tell(tone: Tone, text: str, *, strong: str = "", href: str = "", link: str = "") -> None:
-    """A notice on the next page: bold opening, sentence, and the way out as a link."""
-    notice = {"text": text, "strong": strong, "href": href, "link": link}
+def tell(
+    tone: Tone, text: str, *, strong: str = "", href: str = "", link: str = "", words: str = ""
+) -> None:
+    """A notice on the next page: bold opening, sentence, the way out as a link, and what the
+    remote said."""
+    notice = {"text": text, "strong": strong, "href": href, "link": link, "words": words}
     flash(cast(str, {key: str(value) for key, value in notice.items()}), tone)
 
 

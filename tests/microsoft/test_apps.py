@@ -251,6 +251,19 @@ def test_a_new_registration_serves_one_click_setup(
     assert SECRET not in str(event.changes)
 
 
+def test_a_registration_added_for_a_site_leads_back_to_it(
+    admin: Browser, installation: Installation
+) -> None:
+    with installation.db.write() as session:
+        site = a_site(session)
+    page_left = f"/sites/{site.slug}/settings/general"
+    form = admin.get(f"{NEW}?next={page_left}").one("form", method="post", data_leave="")
+    page = admin.post(form["action"], VALUES)
+    assert page.h1.startswith(site.name)
+    assert "Agency is added. Sign in with Microsoft now, below." in page.notices
+    assert admin.post(f"{NEW}?next=//evil.example", VALUES).h1 == "Microsoft apps"
+
+
 def test_the_secret_may_be_saved_later(admin: Browser, installation: Installation) -> None:
     page = admin.post(NEW, VALUES | {"client_secret": ""})
     app = stored(installation)

@@ -826,13 +826,56 @@ def test_removing_a_link_is_asked_first_and_says_what_waits(world: World) -> Non
     assert page.h1 == f"Remove the link with {ORDERS}?"
     assert world.linked() == ORDERS
     page = world.post("unlink", sure="yes")
-    assert told(page) == (
-        f"The link with {ORDERS} is removed. 1 mail waits until a mailbox is linked."
-    )
+    assert told(page) == f"The link with {ORDERS} is removed."
     assert world.linked() == ""
     with world.installation.db.read() as session:
         grant = session.scalars(sa.select(Grant)).one()
     assert grant.cache is None
+
+
+def come_back(world: World, begun: Page) -> str:
+    """Sign in where this page leads; the address that the callback sends on to."""
+    address = begun.links()["Continue to Microsoft"]
+    answer = world.client.fetch(world.path(world.sandbox.sign_in(address, ORDERS)))
+    return str(answer.headers["Location"])
+
+
+def test_a_link_begun_on_another_page_leads_back_there_once(world: World) -> None:
+    page = f"/sites/{world.site.slug}/tools/test"
+    begun = world.client.get(f"{world.address('link')}?next={page}")
+    assert begun.links()["Back"] == page
+    assert come_back(world, begun) == page
+    again = come_back(world, world.client.get(world.address("link")))
+    assert again.endswith("#authorization-shared-app")
+
+
+def test_a_link_never_leads_to_another_host(world: World) -> None:
+    begun = world.client.get(f"{world.address('link')}?next=//evil.example/x")
+    assert "evil" not in begun.links()["Back"]
+    assert "evil" not in come_back(world, begun)
+
+
+def test_a_refused_registration_is_named_with_who_keeps_it(world: World) -> None:
+    world.sandbox.fault("wrong_secret")
+    page = world.link()
+    assert page.one("code", class_="words").text.startswith("invalid_client: AADSTS7000215")
+    assert "has to put it right: the app registration is theirs." in told(page)
+    assert "Open the registration" not in page.links()
+    with world.installation.db.write() as session:
+        session.get_one(User, world.user.id).is_admin = True
+    page = world.link()
+    assert "You can put it right: the app registration is kept under Microsoft apps." in told(page)
+    assert page.links()["Open the registration"].endswith(world.registration.uid)
+
+
+def test_a_question_to_the_admin_is_shown_where_a_mailbox_is_linked(world: World) -> None:
+    world.link()
+    world.post("ask-admin")
+    page = world.client.get(f"/sites/{world.site.slug}/settings/general")
+    assert page.one(id="consent-shared-app")["value"].startswith("https://")
+    world.link()
+    page = world.client.get(f"/sites/{world.site.slug}/settings/general")
+    assert page.all(id="consent-shared-app") == []
 
 
 def test_removing_no_link_is_told(world: World) -> None:

@@ -491,6 +491,52 @@ def test_a_refused_sender_is_explained_and_can_be_put_right_here(world: World) -
     assert page.one(id="test")["data-follow"] == "0"
 
 
+def test_a_site_without_a_connection_says_once_why_no_test_can_be_sent(world: World) -> None:
+    page = world.open(URL)
+    assert len(page.notices) == 1
+    assert page.one("div", class_="save").text.endswith("This site has no connection yet.")
+
+
+def test_what_was_done_already_has_no_button_and_testing_again_stands_out(world: World) -> None:
+    made = world.outlook()
+    path = world.add(made, [SEND_AS], state=State.FAILED, sent_from=SERVICE)
+    (primary,) = world.open(path).one(id="test").all(class_="primary")
+    assert primary.text == f"Set From Email to {ORDERS}"
+    with world.installation.db.write() as session:
+        session.execute(sa.update(Connection).values(from_email=ORDERS))
+    (primary,) = world.open(path).one(id="test").all(class_="primary")
+    assert primary.text == "Test again now"
+
+
+def test_what_the_test_met_is_said_once(world: World) -> None:
+    made = world.outlook()
+    path = world.add(made, [SEND_AS], state=State.FAILED, sent_from=SERVICE)
+    with world.installation.db.write() as session:
+        session.execute(sa.update(Connection).values(health="failing", last_words=SEND_AS["words"]))
+    assert len(world.open(path).notices) == 1
+
+
+def test_nothing_stands_out_where_nothing_is_to_be_done(world: World) -> None:
+    made = world.outlook()
+    until = world.installation.db.now() + timedelta(minutes=4)
+    throttled = {
+        "outcome": Outcome.TRANSIENT,
+        "code": "429 ApplicationThrottled",
+        "words": "Application is over its MailboxConcurrency limit.",
+    }
+    page = world.open(world.add(made, [throttled], state=State.DEFERRED, due_at=until))
+    assert page.one(id="test").all(class_="primary") == []
+    assert "Test again now" not in labels(page)
+
+
+def test_a_personal_account_has_no_admin_to_ask(world: World) -> None:
+    denied = {"outcome": Outcome.PERMANENT, "code": "403 ErrorAccessDenied", "words": "Denied."}
+    made = world.outlook(tenant_id="9188040d-6c67-4c5b-b112-36a304b66dad")
+    said = world.open(world.add(made, [denied], state=State.FAILED)).one(id="test").text
+    assert "Re-authorize" in said
+    assert "admin" not in said
+
+
 def test_a_connection_that_sites_share_is_not_changed_from_here(world: World) -> None:
     made = world.outlook()
     path = world.add(made, [SEND_AS], state=State.FAILED, sent_from=SERVICE)
@@ -506,7 +552,8 @@ def test_the_way_out_of_a_lost_link_stands_out(world: World) -> None:
     page = world.open(world.add(made, [REVOKED], state=State.FAILED))
     (primary,) = page.one(id="test").all(class_="primary")
     assert primary.text == "Re-authorize"
-    assert primary["href"] == f"/sites/lindenhof/connections/{made.uid}/link"
+    link = f"/sites/lindenhof/connections/{made.uid}/link"
+    assert primary["href"].startswith(f"{link}?next=/sites/lindenhof/tools/test/")
 
 
 def test_the_debug_log_has_everything_but_secrets_and_the_mail(world: World) -> None:

@@ -32,6 +32,7 @@ from webapp.delivery.lanes import Limits
 from webapp.delivery.models import Lane
 from webapp.explain.match import explain
 from webapp.explain.model import WHO_LABELS, Explanation, values_for
+from webapp.explain.parts import fitted
 from webapp.fields import N_, FieldErrors
 from webapp.mailers.outlook import OutlookMailer
 from webapp.microsoft import apps
@@ -39,7 +40,7 @@ from webapp.microsoft import link as flows
 from webapp.microsoft import service as microsoft
 from webapp.microsoft.clouds import Segment, clouds, is_personal
 from webapp.microsoft.link import ConsentRequest
-from webapp.microsoft.models import Link, Mailbox, OAuthApp
+from webapp.microsoft.models import Consent, Link, Mailbox, OAuthApp
 from webapp.microsoft.standing import LinkState, Standing, is_secure, link_standing
 from webapp.microsoft.tokens import Proof
 from webapp.show import number
@@ -95,6 +96,19 @@ class Mode:
     """The question to an administrator that is out, or answered."""
     message: str = ""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the question still counts: an administrator has not answered, and nobody has
+        linked a mailbox since it was asked."""
+        if self.request is None or self.request.outcome != Consent.WAITING:
+            return False
+        link = self.standing.link
+        return (
+            self.standing.state != LinkState.LINKED
+            or link is None
+            or self.request.asked_at > link.linked_at
+        )
+
 
 @bp.get("/sites/<slug>/settings/general")
 @requires(Right.EDIT_SETTINGS)
@@ -133,7 +147,7 @@ def may_sign_in(form: ConnectionForm) -> bool:
 
 
 def tell_saved(saved: Saved) -> None:
-    """The notice after a save, and a second one about a From that needs a right at Microsoft."""
+    """The notice after a save; it warns of a From that needs a right at Microsoft."""
     if saved.connection.lane_id is None:
         text = ngettext(
             "%(num)s mail waits until it is linked.",
@@ -146,18 +160,18 @@ def tell_saved(saved: Saved) -> None:
             "%(num)s waiting mails now leave by it.",
             saved.waiting,
         )
-    told = (text if saved.waiting else "", saved.about_secret)
-    tell(Tone.GOOD, " ".join(filter(None, told)), strong=_("Settings saved."))
-    address = saved.connection.from_email
-    if saved.mailbox is not None and is_foreign(address, saved.mailbox):
-        text = _(
-            "%(account)s sends as %(from_email)s only with an alias or the right Send As at "
-            "Microsoft.",
-            account=saved.mailbox.address,
-            from_email=address,
-        )
-        link = {"href": "#from_email", "link": _("Go to the field")}
-        tell(Tone.WARN, text, strong=_("This From Email needs a right."), **link)
+    told = list(filter(None, (text if saved.waiting else "", saved.about_secret)))
+    address, strong = saved.connection.from_email, _("Settings saved.")
+    if saved.mailbox is None or not is_foreign(address, saved.mailbox):
+        tell(Tone.GOOD, " ".join(told), strong=strong)
+        return
+    right = _(
+        "%(account)s sends as %(from_email)s only with an alias or the right Send As at Microsoft.",
+        account=saved.mailbox.address,
+        from_email=address,
+    )
+    text = " ".join([right, *told])
+    tell(Tone.WARN, text, strong=strong, href="#from_email", link=_("Go to the field"))
 
 
 def is_foreign(address: str, mailbox: Mailbox) -> bool:
@@ -362,9 +376,8 @@ def with_link(
 
 
 def never_sends(mailbox: Mailbox, connection: Connection) -> bool:
-    """Whether every mail would be refused: no right lets a personal account use other addresses."""
-    forced = connection.force_from_email and is_foreign(connection.from_email, mailbox)
-    return forced and is_personal(mailbox.tenant_id)
+    """Whether its From Email can never work: no right lets a personal account use another one."""
+    return is_personal(mailbox.tenant_id) and is_foreign(connection.from_email, mailbox)
 
 
 def set_limits(session: Session, mailbox: Mailbox, limits: Mapping[str, int | None]) -> None:
@@ -467,7 +480,9 @@ def admins() -> list[str]:
 
 def explained(standing: Standing) -> Explanation:
     """Why the link stands still, who can put it right, and how."""
-    return explain(mailer=OUTLOOK, code=standing.code, words=standing.words)
+    found = explain(mailer=OUTLOOK, code=standing.code, words=standing.words)
+    keeper = apps.keeper_of(standing.app) if standing.app else None
+    return fitted(found, keeper=keeper, personal=standing.personal)
 
 
 def known_of(standing: Standing) -> Mapping[str, object]:

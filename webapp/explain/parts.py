@@ -1,8 +1,10 @@
 """What explanations share: who can put it right, steps, and texts for an administrator."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from enum import Enum
 
-from webapp.explain.model import Action, Part, Step, Who
+from webapp.explain.model import Action, Explanation, Part, Step, Who
 from webapp.fields import N_
 
 # --- who can put it right ----------------------------------------------------------------------
@@ -41,6 +43,39 @@ APP = at_microsoft(
     admin=N_("can do it for you in the Microsoft Entra admin center."),
     operator=N_("does it, if One-Click Setup is on: the registration is theirs."),
 )
+
+
+class Keeper(Enum):
+    """Who keeps the app registration that an explanation is about."""
+
+    READER = at_microsoft(
+        you=N_("can put it right: the app registration is kept under Microsoft apps."),
+        admin=N_("can do it for you in the Microsoft Entra admin center."),
+    )
+    """A shared one, and whoever reads this may change it."""
+    OPERATOR = at_microsoft(operator=N_("has to put it right: the app registration is theirs."))
+    """A shared one, and whoever reads this may not."""
+    CONNECTION = at_microsoft(
+        you=N_("can put it right: the app registration belongs to this connection."),
+        admin=N_("can do it for you in the Microsoft Entra admin center."),
+    )
+
+
+def fitted(
+    found: Explanation, *, keeper: Keeper | None = None, personal: bool = False
+) -> Explanation:
+    """The explanation for whoever reads it: who keeps the registration, where that is known, and
+    no administrator for a personal account, which has none."""
+    if keeper is not None and found.who == APP:
+        found = replace(found, who=keeper.value)
+    if not personal:
+        return found
+    asks = {Action.ASK_ADMIN, Action.COPY_ADMIN_MESSAGE}
+    who = tuple(part for part in found.who if part.who is not Who.ADMIN)
+    steps = tuple(step for step in found.steps if step.action not in asks)
+    return replace(found, who=who, steps=steps, admin_message="") if steps else found
+
+
 SIGN_IN = at_microsoft(you=N_("can put it right now: sign in once more."))
 POLICY = at_microsoft(
     you=N_("can send the text below to your admin; signing in again does not change it."),

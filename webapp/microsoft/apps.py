@@ -22,6 +22,7 @@ from webapp.connections.models import Connection
 from webapp.delivery.models import Lane, Message
 from webapp.explain.match import explain
 from webapp.explain.model import Explanation, values_for
+from webapp.explain.parts import Keeper
 from webapp.fields import N_, FieldErrors
 from webapp.microsoft import dates, service
 from webapp.microsoft.clouds import Cloud, Segment, clouds, is_guid
@@ -248,6 +249,13 @@ def known_about(app: OAuthApp) -> Mapping[str, object]:
     return values_for({"app_name": app.name, "client_id": app.client_id}, _)
 
 
+def keeper_of(app: OAuthApp) -> Keeper:
+    """Who keeps a registration, to whoever asks."""
+    if app.connection_id is not None:
+        return Keeper.CONNECTION
+    return Keeper.READER if web.may(Right.SYSTEM) else Keeper.OPERATOR
+
+
 # ---- the list ----
 
 
@@ -368,6 +376,7 @@ def new() -> ResponseReturnValue:
         show_errors(form, error)
         return app_page(form, None), 422
     strong = _("%(name)s is added.", name=app.name)
+    page_left = web.own_path(request.args.get("next"))
     if not service.is_complete(app):
         tell(
             Tone.GOOD,
@@ -375,6 +384,9 @@ def new() -> ResponseReturnValue:
             strong=strong,
         )
         return see_other(url_for("apps.edit", app_uid=app.uid))
+    if page_left:
+        tell(Tone.GOOD, _("Sign in with Microsoft now, below."), strong=strong)
+        return see_other(page_left)
     tell(
         Tone.GOOD,
         _("Each site now signs in with One-Click Setup: Settings, General, 365 / Outlook."),
@@ -589,7 +601,11 @@ def how_to() -> ResponseReturnValue:
 def other_clouds(settings: Settings, guide: Guide, endpoint: str) -> list[tuple[str, str, bool]]:
     """The same steps for each cloud: label, address, and whether it is the one in hand."""
     return [
-        (_(cloud.label), url_for(endpoint, cloud=slug, _anchor="guide"), slug == guide.cloud.slug)
+        (
+            _(cloud.label),
+            url_for(endpoint, cloud=slug, next=request.args.get("next"), _anchor="guide"),
+            slug == guide.cloud.slug,
+        )
         for slug, cloud in clouds(settings).items()
     ]
 

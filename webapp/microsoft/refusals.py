@@ -1,12 +1,12 @@
 """Why a link was not begun or not finished, in words for the page that people come back to.
 
-Microsoft's code and its words always stand in the notice, whole, behind what they mean, who must
+Microsoft's code and its words always stand in the notice, whole, under what they mean, who must
 act, and what comes next.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import requests
 from authlib.common.errors import AuthlibBaseError
@@ -15,8 +15,11 @@ from joserfc.errors import JoseError
 
 from webapp.explain.match import LINK_NO_CODE, LINK_STATE, explain, explain_link
 from webapp.explain.model import WHO_LABELS, Action, Explanation, values_for
+from webapp.explain.parts import Keeper, fitted
 from webapp.mailers.errors import DeliveryError
 from webapp.microsoft.service import SLUG
+
+_OFFERED = frozenset({Action.ASK_ADMIN, Action.COPY_ADMIN_MESSAGE})
 
 MAX_WORDS = 1_200
 """Of Microsoft's words in a notice, which travels in a cookie. They are a third of that."""
@@ -30,6 +33,23 @@ class Notice:
     text: str
     ask_admin: bool = False
     """Whether an administrator's consent would help."""
+    words: str = ""
+    """What Microsoft said."""
+    found: Explanation | None = None
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def about_app(self) -> bool:
+        """Whether something is to be changed in the app registration."""
+        return self.found is not None and any(
+            step.action in {Action.OPEN_APP, Action.OPEN_CONNECTION} for step in self.found.steps
+        )
+
+    def told_to(self, keeper: Keeper) -> "Notice":
+        """The same in the words for whoever keeps the app registration."""
+        if self.found is None:
+            return self
+        return replace(self, text=_sentences(fitted(self.found, keeper=keeper), self.values))
 
 
 class NotLinked(Exception):
@@ -61,6 +81,19 @@ def notice_of(
 ) -> Notice:
     """Cause, who must act, the next step, and what Microsoft said."""
     values = values_for(known, _)
+    said = clean(": ".join(filter(None, (error, description))), MAX_WORDS)
+    is_ours = not description and error in {LINK_NO_CODE, LINK_STATE}
+    return Notice(
+        strong=_("%(title)s.", title=_(found.title, **values)),
+        text=_sentences(found, values),
+        ask_admin=any(step.action is Action.ASK_ADMIN for step in found.steps),
+        words="" if is_ours else said,
+        found=found,
+        values=values,
+    )
+
+
+def _sentences(found: Explanation, values: Mapping[str, object]) -> str:
     parts = [_(found.cause, **values)]
     if found.retry:  # mail is tried again by itself, a person's sign-in is not
         parts.append(_("Nothing was changed. Try again in a few minutes."))
@@ -70,15 +103,11 @@ def notice_of(
             for part in found.who
             if part.on
         ]
-        parts += [_(step.text, **values) for step in found.steps[:1]]
-    said = clean(": ".join(filter(None, (error, description))), MAX_WORDS)
-    if said and (description or error not in {LINK_NO_CODE, LINK_STATE}):
-        parts.append(_("Microsoft’s answer: %(words)s", words=said))
-    return Notice(
-        strong=_("%(title)s.", title=_(found.title, **values)),
-        text=" ".join(parts),
-        ask_admin=any(step.action is Action.ASK_ADMIN for step in found.steps),
-    )
+        # The administrator's link is offered by the notice itself.
+        parts += [
+            _(step.text, **values) for step in found.steps[:1] if step.action not in _OFFERED
+        ]
+    return " ".join(parts)
 
 
 def clean(text: str, most: int) -> str:

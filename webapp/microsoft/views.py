@@ -1,6 +1,7 @@
 """Linking a mailbox at Microsoft, taking a link away, and asking an administrator for consent."""
 
 from flask import Blueprint, Response, g, render_template, request, url_for
+from flask import session as cookie
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext as _
 from flask_babel import ngettext
@@ -11,8 +12,10 @@ from webapp.accounts.rights import Access, Right
 from webapp.connections.models import Connection
 from webapp.connections.service import STOPPED, find_connection, forget_health
 from webapp.delivery import replan
+from webapp.explain.parts import Keeper
 from webapp.microsoft import link as flows
 from webapp.microsoft import service
+from webapp.microsoft.apps import keeper_of
 from webapp.microsoft.link import Opened
 from webapp.microsoft.models import Mailbox
 from webapp.microsoft.refusals import Notice, NotLinked
@@ -22,6 +25,8 @@ from webapp.web import actor, db, now, own_path, person, requires, see_other, te
 from webapp.words import Tone
 
 bp = Blueprint("microsoft", __name__)
+
+PAGE_LEFT = "link-page"
 
 
 @bp.after_request
@@ -48,11 +53,24 @@ def own_connection(session: Session, uid: str) -> Connection:
     return found
 
 
-def refuse(notice: Notice, href: str = "") -> None:
-    """Say on the next page why nothing came of it; `href` asks an administrator."""
-    href = href if notice.ask_admin else ""
-    link = _("Ask your admin for approval") if href else ""
-    tell(Tone.BAD, notice.text, strong=notice.strong, href=href, link=link)
+def refuse(notice: Notice) -> None:
+    """Say on the next page why nothing came of it."""
+    tell(Tone.BAD, notice.text, strong=notice.strong, words=notice.words)
+
+
+def refuse_at(site: Site, connection: Connection, notice: Notice) -> None:
+    """The same for a connection, with the way out: its registration, or an administrator."""
+    with db().read() as session:
+        app = service.app_in_use(session, connection)
+    keeper = keeper_of(app) if app else None
+    if keeper is not None:
+        notice = notice.told_to(keeper)
+    href, link = "", ""
+    if notice.ask_admin:
+        href, link = address_of("ask_admin", site, connection), _("Ask your admin for approval")
+    elif app is not None and keeper is Keeper.READER and notice.about_app:
+        href, link = url_for("apps.edit", app_uid=app.uid), _("Open the registration")
+    tell(Tone.BAD, notice.text, strong=notice.strong, href=href, link=link, words=notice.words)
 
 
 def address_of(view: str, site: Site, connection: Connection) -> str:
@@ -77,14 +95,16 @@ def link(slug: str, connection_uid: str) -> ResponseReturnValue:
             opened = flows.open_link(session, g.site, connection)
         address = flows.begin(opened)
     except NotLinked as error:
-        refuse(error.notice)
+        refuse_at(g.site, connection, error.notice)
         return see_other(general(g.site, connection))
+    page = own_path(request.args.get("next"))
+    remember_page(connection, page)
     return render_template(
         "microsoft/going.html",
         address=address,
         permissions=flows.PERMISSIONS,
         account=opened.hint,
-        back=general(g.site, connection),
+        back=page or general(g.site, connection),
     )
 
 
@@ -121,10 +141,23 @@ def come_back(flow: flows.Flow) -> ResponseReturnValue:
     try:
         attached, opened = flows.finish(flow, site, request.args)
     except NotLinked as error:
-        refuse(error.notice, address_of("ask_admin", site, connection))
-    else:
-        tell_linked(attached, opened)
-    return see_other(general(site, connection))
+        refuse_at(site, connection, error.notice)
+        return see_other(general(site, connection))
+    tell_linked(attached, opened)
+    return see_other(page_left(connection) or general(site, connection))
+
+
+def remember_page(connection: Connection, path: str | None) -> None:
+    """Where a link that was begun leads to once it is made; without a path, to the settings."""
+    cookie.pop(PAGE_LEFT, None)
+    if path:
+        cookie[PAGE_LEFT] = [connection.uid, path]
+
+
+def page_left(connection: Connection) -> str | None:
+    """The page from which the link of this connection was begun, once."""
+    uid, path = cookie.pop(PAGE_LEFT, None) or ("", "")
+    return own_path(path) if uid == connection.uid else None
 
 
 def tell_linked(attached: Attached, opened: Opened) -> None:
@@ -183,20 +216,15 @@ def unlink(slug: str, connection_uid: str) -> ResponseReturnValue:
             back=back,
         )
     with db().write() as session:
-        waiting = service.detach(
+        service.detach(
             session,
             session.get_one(Site, g.site.id),
             session.get_one(Connection, connection.id),
             actor=actor(),
             now=now(),
         )
-    text = ngettext(
-        "%(num)s mail waits until a mailbox is linked.",
-        "%(num)s mails wait until a mailbox is linked.",
-        waiting,
-    )
-    strong = _("The link with %(account)s is removed.", account=mailbox.address)
-    tell(Tone.GOOD, text if waiting else "", strong=strong)
+    # How many mails wait for the next one stands on the page itself.
+    tell(Tone.GOOD, "", strong=_("The link with %(account)s is removed.", account=mailbox.address))
     return see_other(back)
 
 
@@ -228,7 +256,7 @@ def ask_admin(slug: str, connection_uid: str) -> ResponseReturnValue:
             opened = flows.open_link(session, session.get_one(Site, g.site.id), found)
             flows.ask_admin(session, opened)
     except NotLinked as error:
-        refuse(error.notice)
+        refuse_at(g.site, connection, error.notice)
         return see_other(back)
     tell(
         Tone.GOOD,

@@ -28,6 +28,7 @@ from webapp.db import Database
 from webapp.delivery.models import Message, Outcome, Setting, Source, State
 from webapp.explain.match import explain
 from webapp.explain.model import Explanation
+from webapp.explain.parts import APP
 from webapp.fields import N_
 from webapp.ingress.accept import Pinned, Submission, prepare, store
 from webapp.mailers import registry
@@ -433,6 +434,11 @@ def failure_of(test: Test) -> Failure | None:
 def explanation_of(test: Test, failure: Failure) -> Explanation:
     """What the failure means, and who can put it right."""
     return explain(mailer=test.mailer, code=failure.code, words=failure.words, cause=failure.cause)
+
+
+def is_about_app(found: Explanation) -> bool:
+    """Whether it is the app registration that has to be put right."""
+    return found.who == APP
 
 
 def known_of(test: Test, until: str) -> dict[str, object]:

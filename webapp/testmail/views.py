@@ -17,11 +17,12 @@ from webapp.accounts.rights import Right
 from webapp.delivery.models import Message, Outcome, State
 from webapp.delivery.wake import Waker
 from webapp.explain.model import WHO_LABELS, Action, Explanation, Part, Who, values_for
+from webapp.explain.parts import fitted
 from webapp.fields import N_
 from webapp.forms import Form, Radios, Text, choices, filled, refuse
 from webapp.maillog import story
 from webapp.maillog.service import Reason
-from webapp.microsoft.apps import guide_of
+from webapp.microsoft.apps import guide_of, keeper_of
 from webapp.ops.status import delivers
 from webapp.sites.models import Mode
 from webapp.sites.service import check_email
@@ -455,9 +456,18 @@ _ICONS = {
 }
 
 
+_LEAVES_BY_ITSELF = frozenset({Phase.STOPPED, Phase.RETRYING})
+
+
 def explained_of(test: Test, failure: Failure, at: datetime) -> Explained:
     """The explanation with everything that is known of this test."""
-    found = service.explanation_of(test, failure)
+    plain = service.explanation_of(test, failure)
+    app = test.link.app if test.link else None
+    found = fitted(
+        plain,
+        keeper=keeper_of(app) if app else None,
+        personal=test.link is not None and test.link.personal,
+    )
     waiting = test.mail.row.waiting
     until = story.when(waiting.until) if waiting and waiting.until else ""
     values = values_for(service.known_of(test, until), translated)
@@ -480,8 +490,8 @@ def explained_of(test: Test, failure: Failure, at: datetime) -> Explained:
             )
             for part in three_first(found.who)
         ),
-        steps=shown_steps(test, found, said),
-        again=None if is_asked or test.phase is Phase.STOPPED else again_of(test),
+        steps=shown_steps(test, found, said, about_app=service.is_about_app(plain)),
+        again=None if is_asked or test.phase in _LEAVES_BY_ITSELF else again_of(test),
         admin_message=said(found.admin_message) if found.admin_message else "",
     )
 
@@ -492,14 +502,20 @@ def three_first(who: Sequence[Part]) -> Sequence[Part]:
 
 
 def shown_steps(
-    test: Test, found: Explanation, said: Callable[[str], str]
+    test: Test, found: Explanation, said: Callable[[str], str], *, about_app: bool
 ) -> tuple[ShownStep, ...]:
-    """The steps with their buttons; the first thing to press stands out."""
+    """The steps with their buttons; the first thing to press stands out, if anything needs to be
+    pressed: what was done already has no button."""
     shown: list[ShownStep] = []
-    has_primary = False
+    has_primary = found.retry
+    is_done = sends_as_account(test)
     for step in found.steps:
-        ways = ways_of(test, step.action, has_message=bool(found.admin_message))
-        can_stand_out = ways and not ways[0].copies and step.action is not Action.TEST_AGAIN
+        ways = ways_of(test, step.action, found, about_app=about_app)
+        can_stand_out = (
+            ways
+            and not ways[0].copies
+            and (is_done if step.action is Action.TEST_AGAIN else not is_done)
+        )
         if can_stand_out and not has_primary:
             ways = (replace(ways[0], css="primary"), *ways[1:])
             has_primary = True
@@ -507,22 +523,24 @@ def shown_steps(
     return tuple(shown)
 
 
-def ways_of(test: Test, action: Action, *, has_message: bool) -> tuple[Way, ...]:
+def ways_of(test: Test, action: Action, found: Explanation, *, about_app: bool) -> tuple[Way, ...]:
     """What this page can do for a step, for whoever asks."""
+    has_message = bool(found.admin_message)
     copy = Way(label=_("Copy a message for the admin"), copies=True)
     match action:
         case Action.SET_FROM:
             return only(set_from(test))
         case Action.REAUTHORISE:
             label = _("Link it") if test.link and not test.link.is_linked else _("Re-authorize")
-            return only(at_the_link(test, "microsoft.link", label, css="slate"))
+            back = web.page_address()
+            return only(at_the_link(test, "microsoft.link", label, css="slate", back=back))
         case Action.ASK_ADMIN:
             asked = at_the_link(test, "microsoft.ask_admin", _("Get the consent link"))
             return (*only(asked), *((copy,) if has_message else ()))
         case Action.COPY_ADMIN_MESSAGE:
             return (copy,) if has_message else ()
         case Action.OPEN_CONNECTION:
-            return only(open_connection())
+            return only(open_shared_app(test) if about_app else open_connection())
         case Action.OPEN_APP:
             return only(open_app(test))
         case Action.TEST_AGAIN:
@@ -541,9 +559,20 @@ def set_from(test: Test) -> Way | None:
     mailbox = test.link.mailbox if test.link else None
     if mailbox is None or mailbox.address.casefold() == test.sender.casefold():
         return None
+    if sends_as_account(test):
+        return None
     label = _("Set From Email to %(address)s", address=mailbox.address)
     way = at_the_link(test, "microsoft.send_as_account", label, back=web.page_address())
     return replace(way, href="", post=way.href) if way else None
+
+
+def sends_as_account(test: Test) -> bool:
+    """Whether the From Email was set to the linked account after this test failed."""
+    mailbox = test.link.mailbox if test.link else None
+    if mailbox is None or test.connection is None:
+        return False
+    account = mailbox.address.casefold()
+    return test.connection.from_email.casefold() == account != test.sender.casefold()
 
 
 def at_the_link(
@@ -565,6 +594,16 @@ def open_connection() -> Way | None:
         return None
     address = url_for("connections.general", slug=g.site.slug)
     return Way(label=_("Open the settings"), href=address)
+
+
+def open_shared_app(test: Test) -> Way | None:
+    """The page where the registration is kept: under Microsoft apps, or with the connection."""
+    app = test.link.app if test.link else None
+    if app is None or app.connection_id is not None:
+        return open_connection()
+    if not web.may(Right.SYSTEM):
+        return None
+    return Way(label=_("Open it under Microsoft apps"), href=url_for("apps.edit", app_uid=app.uid))
 
 
 def open_app(test: Test) -> Way | None:
