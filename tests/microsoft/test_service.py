@@ -21,7 +21,8 @@ from tests.factories import (
 )
 from webapp.audit import AuditEvent
 from webapp.connections.models import Connection, Health
-from webapp.delivery.models import Lane, Message, Outcome, State
+from webapp.delivery import replan
+from webapp.delivery.models import Lane, Message, Outcome, Source, State
 from webapp.fields import FieldErrors
 from webapp.installation import Installation
 from webapp.microsoft import service
@@ -419,3 +420,35 @@ def test_a_registration_that_works_again_lets_its_mail_go(place: Place) -> None:
 def test_no_secret_is_in_what_is_printed_of_the_values() -> None:
     values = AppValues(cloud="global", tenant="common", client_id=CLIENT_ID, secret=SECRET)
     assert SECRET not in repr(values)
+
+
+def test_what_is_on_the_network_when_a_link_is_removed_is_history(place: Place) -> None:
+    place.attach(place.save_app())
+    version = place.connection.version
+    place.detach()
+    assert place.connection.version > version
+
+
+def test_a_refusal_counts_for_more_than_a_request_to_wait(place: Place) -> None:
+    grant, now = place.attach(place.save_app()).grant, place.installation.db.now()
+    lane = place.lane()
+    lane.is_blocked, lane.blocked_kind = True, "transient"
+    lane.blocked_until = now + timedelta(minutes=5)
+    place.session.flush()
+    service.note_refusal(
+        place.session, grant.id, kind="needs-reauthorisation", code="", words="revoked", now=now
+    )
+    assert (lane.blocked_kind, lane.blocked_until) == ("needs-reauthorisation", None)
+
+
+def test_a_test_stays_with_the_connection_that_it_tests(place: Place) -> None:
+    attached = place.attach(place.save_app())
+    mail = place.waiting(
+        connection_id=place.connection.id, lane_id=place.connection.lane_id, source=Source.TEST
+    )
+    other = a_connection(place.session, place.site)
+    place.site.primary_connection_id = other.id
+    place.session.flush()
+    replan.primary_changed(place.session, place.site, place.installation.db.now())
+    place.session.refresh(mail)
+    assert (mail.connection_id, mail.lane_id) == (place.connection.id, attached.mailbox.lane_id)
