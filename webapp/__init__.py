@@ -20,6 +20,7 @@ PAGES = (
     "webapp.microsoft.apps",
     "webapp.microsoft.views",
     "webapp.incidents.views",
+    "webapp.api.views",
 )
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 PREFIX = "POSTROOM_"
@@ -100,7 +107,11 @@ class Settings(BaseSettings):
     disk_reserve_bytes: int = 500 * 1024 * 1024
     delivery_threads: int = 48
     http_threads: int = 8
+    api_per_minute: Annotated[int, Field(gt=0)] = 600
     log_json: bool = False
+    demo_inbox: str = ""
+    """Set by `postroom demo`: where the sandbox shows what arrived. Every page then says that this
+    is a demo."""
 
     @classmethod
     def settings_customise_sources(
@@ -210,6 +221,17 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
         return Settings(instance=instance, **merged)  # type: ignore[arg-type]
     except ValidationError as error:
         raise ConfigError(_sentences(error)) from error
+
+
+def replace_environment(values: Mapping[str, str]) -> None:
+    """Make these our only settings in the environment, for this process and its children; what is
+    on this machine is reached without a proxy."""
+    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+        del os.environ[name]
+    os.environ.update(values)
+    for name in ("NO_PROXY", "no_proxy"):
+        kept = os.environ.get(name, "")
+        os.environ[name] = ",".join(filter(None, (kept, "localhost", "127.0.0.1")))
 
 
 def environment_certificates() -> list[Path]:

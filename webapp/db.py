@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -148,16 +148,15 @@ class Driver:
         names = tuple(rows[0])
         marks = ", ".join("?" * len(names))
         statement = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"  # noqa: S608
-        self.many(statement, [self._plain(row) for row in rows])
+        self.many(statement, [self.plain(row.values()) for row in rows])
 
     def _spelled(self, statement: str) -> str:
         return statement if self.is_sqlite else statement.replace("?", "%s")
 
-    def _plain(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
+    def plain(self, values: Iterable[Any]) -> tuple[Any, ...]:
         """Values as the driver takes them, and as the column types above store them."""
         return tuple(
-            value if type(value) in PLAIN else _plain(value, self.is_sqlite)
-            for value in row.values()
+            value if type(value) in PLAIN else _plain(value, self.is_sqlite) for value in values
         )
 
 

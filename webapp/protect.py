@@ -13,7 +13,7 @@ from flask_wtf.csrf import CSRFError, CSRFProtect
 from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from webapp import ids, show, web
+from webapp import ids, problems, show, web
 from webapp.accounts.service import SESSION_LASTS
 from webapp.config import Settings
 from webapp.crypto import Keyring
@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 csrf = CSRFProtect()
 
 LARGEST_FORM = 1024 * 1024
+FOR_PROGRAMS = {"health", "api"}
+"""Blueprints without cookies: they answer under any name of this machine."""
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -94,7 +96,7 @@ def is_loopback_name(host: str) -> bool:
 
 def to_our_host(settings: Settings) -> Response | None:
     """Pages asked for by another name of this machine go to ours: a cookie belongs to one name."""
-    if request.blueprint == "health" or request.method not in {"GET", "HEAD"}:
+    if request.blueprint in FOR_PROGRAMS or request.method not in {"GET", "HEAD"}:
         return None
     ours = urlsplit(settings.url).hostname or ""
     asked = urlsplit(f"//{request.host}").hostname or ""
@@ -162,6 +164,8 @@ def show_http_error(error: HTTPException) -> ResponseReturnValue:
     """The page for an error that has a number."""
     if error.response is not None:
         return error.response
+    if problems.is_for_program():
+        return problems.answer(error)
     if error.code == 401:
         return web.to_sign_in()
     code = error.code if error.code in PAGES else 400
@@ -198,6 +202,8 @@ def show_bug(error: Exception) -> ResponseReturnValue:
     """The page for a mistake of ours, with an id that is in the log too."""
     error_id = ids.short_id()
     log.error("a page failed", error_id=error_id, path=request.path, exc_info=error)
+    if problems.is_for_program():
+        return problems.problem("bug", error_id=error_id)
     try:
         page = render_template("errors/bug.html", error_id=error_id, title=PAGES[500])
     except Exception:  # noqa: BLE001  (the frame itself may be what fails, as without a database)

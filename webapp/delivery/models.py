@@ -55,6 +55,10 @@ class Outcome(StrEnum):
     MISCONFIGURED = "misconfigured"
 
 
+ASKED = "asked"
+"""The code in `Message.why` of a mail whose connection was named by whoever handed it in."""
+
+
 class Lane(Base):
     """What a remote limits: a login at a host, a mailbox, a key. Drained by one owner at a time."""
 
@@ -255,6 +259,18 @@ class Setting(Base):
 
     name: Mapped[str] = mapped_column(sa.String(60), primary_key=True)
     value: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+def may_move() -> sa.ColumnElement[bool]:
+    """Waiting mail that follows its site to another connection: not what is unclear, which stays
+    where it went out; not a test, which is about one connection; not what asked for it, as long as
+    that connection is there."""
+    asked = sa.func.coalesce(Message.why["code"].as_string(), "") == ASKED
+    return sa.and_(
+        Message.state.in_((State.QUEUED, State.DEFERRED)),
+        Message.source != Source.TEST,
+        sa.or_(sa.not_(asked), Message.connection_id.is_(None)),
+    )
 
 
 _SENT: sa.ColumnElement[str] = sa.literal_column("'sent'")

@@ -11,11 +11,9 @@ from sqlalchemy.orm import Session
 
 from webapp.connections.models import Connection
 from webapp.delivery.lanes import Limits
-from webapp.delivery.models import Lane, Message, Recipient, Source, State
+from webapp.delivery.models import Lane, Message, Recipient, State, may_move
 from webapp.delivery.tally import add_tally
 from webapp.sites.models import Mode, Site
-
-WAITING = (State.QUEUED, State.DEFERRED)
 
 
 def connection_saved(
@@ -92,6 +90,7 @@ def unblock(lane: Lane) -> None:
     lane.blocked_kind = ""
     lane.blocked_words = ""
     lane.throttled = 0
+    lane.trips = 0
 
 
 def _due_now(session: Session, lane_id: int, connection_id: int, now: datetime) -> None:
@@ -138,9 +137,8 @@ def primary_changed(session: Session, site: Site, now: datetime) -> int:
         sa.update(Message)
         .where(
             Message.site_id == site.id,
-            Message.state.in_(WAITING),
+            may_move(),
             Message.due_at.is_not(None),
-            Message.source != Source.TEST,  # a test is about the one connection it was made for
             sa.or_(
                 Message.connection_id.is_distinct_from(connection.id if connection else None),
                 Message.lane_id.is_distinct_from(lane_id),

@@ -1,0 +1,172 @@
+"""The OpenAPI document, drawn up from the models by spectree and completed here.
+
+spectree only describes: the views check requests themselves, because they take two kinds of body
+and must never repeat in an error what was sent.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from flask import Flask
+from pydantic import BaseModel
+from spectree import Response, SecurityScheme, SpecTree
+from spectree.models import SecureType, SecuritySchemeData
+
+from webapp import __version__
+from webapp.api.schemas import ID, Problem, Scope
+from webapp.fields import N_
+from webapp.problems import KINDS, MEDIA_TYPE
+
+View = TypeVar("View", bound=Callable[..., Any])
+
+TITLE = N_("Postroom HTTP API")
+ABOUT = N_(
+    "Hand in mail by HTTP, and ask how far it has come. Every request carries a key of the site; "
+    "every error is a problem of RFC 9457."
+)
+KEY = N_("A key of the API, made on the page Connect of a site.")
+SCHEME = "key"
+ALWAYS = ("no-key", "too-many", "bug")
+"""What any request may be answered with."""
+
+_spec = SpecTree(
+    "flask",
+    title=TITLE,
+    description=ABOUT,
+    version=__version__,
+    mode="strict",
+    annotations=False,
+    page_templates={},
+    naming_strategy=lambda model: model.__name__,
+    nested_naming_strategy=lambda _parent, child: child,
+    validation_error_model=Problem,
+    security_schemes=[
+        SecurityScheme(
+            name=SCHEME,
+            data=SecuritySchemeData(type=SecureType.HTTP, scheme="bearer", description=KEY),
+        )
+    ],
+)
+
+
+def operation(
+    name: str,
+    *,
+    gives: type[BaseModel] | None,
+    status: int = 200,
+    says: str,
+    scope: Scope | None,
+    takes: type[BaseModel] | None = None,
+    query: type[BaseModel] | None = None,
+    headers: type[BaseModel] | None = None,
+    problems: Sequence[str] = (),
+) -> Callable[[View], View]:
+    """Describe a view: what it takes, what it gives, and how it may refuse."""
+    kinds = dict.fromkeys((*problems, *(ALWAYS if scope else ())))
+    by_status: dict[int, list[str]] = {}
+    for kind in kinds:
+        by_status.setdefault(KINDS[kind][0], []).append(KINDS[kind][1])
+    if scope is not None:
+        by_status.setdefault(403, []).append(KINDS["scope"][1])
+    answers = {
+        f"HTTP_{code}": (Problem, "; ".join(dict.fromkeys(titles)))
+        for code, titles in sorted(by_status.items())
+    }
+    return _spec.validate(
+        json=takes,
+        query=query,
+        headers=headers,
+        resp=Response(**{f"HTTP_{status}": (gives, says)}, **answers),
+        security=[{SCHEME: [scope.value]}] if scope else [{}],
+        operation_id=name,
+        path_parameter_descriptions={"queue_id": N_("The id of the message.")},
+        skip_validation=True,
+    )
+
+
+def document(app: Flask, url: str) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of this installation."""
+    with app.app_context():
+        told: dict[str, Any] = copy.deepcopy(_spec.spec)
+    told["servers"] = [{"url": url}]
+    told["jsonSchemaDialect"] = "https://spec.openapis.org/oas/3.1/dialect/base"
+    told["components"]["headers"] = _HEADERS
+    # What spectree adds for checks of its own, which are not used.
+    for path in told["paths"].values():
+        for one in path.values():
+            _complete(one)
+    _describe_bodies(told["paths"]["/api/v1/messages"]["post"])
+    resend = told["paths"]["/api/v1/messages/{queue_id}/resend"]["post"]
+    resend["requestBody"]["required"] = False
+    return told
+
+
+_HEADERS: Mapping[str, Mapping[str, Any]] = {
+    "RateLimit-Limit": {
+        "description": N_("How many requests a minute the key may make."),
+        "schema": {"type": "integer"},
+    },
+    "RateLimit-Remaining": {
+        "description": N_("How many of them are left."),
+        "schema": {"type": "integer"},
+    },
+    "RateLimit-Reset": {
+        "description": N_("Seconds until all of them are there again."),
+        "schema": {"type": "integer"},
+    },
+    "Retry-After": {
+        "description": N_("Seconds to wait before the next request."),
+        "schema": {"type": "integer"},
+    },
+    "WWW-Authenticate": {
+        "description": N_("How to sign in: with a Bearer key."),
+        "schema": {"type": "string"},
+    },
+}
+_LIMITS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
+
+
+def _complete(one: dict[str, Any]) -> None:
+    is_public = one["security"] == [{}]
+    for status, answer in one["responses"].items():
+        names = [] if is_public or status == "401" else list(_LIMITS)
+        if status in {"429", "503"}:
+            names.append("Retry-After")
+        if status in {"401", "403"}:
+            names.append("WWW-Authenticate")
+        if names:
+            answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+        if int(status) >= 400:
+            answer["content"] = {MEDIA_TYPE: answer["content"]["application/json"]}
+    if not one["tags"]:
+        del one["tags"]
+    if is_public:
+        one["responses"].pop("422", None)
+
+
+MAIL_EXAMPLE = {
+    "from": "Contoso Shop <shop@example.org>",
+    "to": ["mara@agentur.example"],
+    "subject": "Your order 20431",
+    "text": "Thank you for your order.",
+}
+RAW_EXAMPLE = (
+    "From: Contoso Shop <shop@example.org>\r\nTo: mara@agentur.example\r\n"
+    "Subject: Your order 20431\r\n\r\nThank you for your order.\r\n"
+)
+ACCEPTED_EXAMPLE = {
+    "id": ID,
+    "status": "queued",
+    "url": f"https://post.example.org/api/v1/messages/{ID}",
+}
+
+
+def _describe_bodies(send: dict[str, Any]) -> None:
+    content = send["requestBody"]["content"]
+    content["application/json"]["example"] = MAIL_EXAMPLE
+    content["message/rfc822"] = {
+        "schema": {"type": "string", "description": N_("A whole mail, as it is.")},
+        "example": RAW_EXAMPLE,
+    }
+    send["responses"]["202"]["content"]["application/json"]["example"] = ACCEPTED_EXAMPLE
