@@ -27,6 +27,7 @@ class Commands(click.Group):
         "doctor": "webapp.ops.commands:doctor",
         "backup": "webapp.ops.commands:backup",
         "restore": "webapp.ops.commands:restore",
+        "demo": "webapp.demo:demo",
         "sandbox": "webapp.sandbox.commands:sandbox",
     }
 

@@ -6,8 +6,9 @@ import sys
 import structlog
 
 
-def configure(*, as_json: bool) -> None:
-    """One line an event on standard error: for people, or as JSON for a collector."""
+def configure(*, as_json: bool, quiet: bool = False) -> None:
+    """One line an event on standard error: for people, or as JSON for a collector. With `quiet`,
+    only what may need care."""
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -37,7 +38,7 @@ def configure(*, as_json: bool) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(logging.WARNING if quiet else logging.INFO)
     # They tell what every mail says; what counts of it is in the ledger.
     for noisy in ("mail.log", "asyncio", "alembic", "gunicorn.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -55,6 +55,7 @@ def set_up_templates(app: Flask) -> None:
         languages=i18n.LANGUAGES,
         html_lang=i18n.HTML_LANG,
         version=__version__,
+        demo_inbox=app.extensions[web.EXTENSION].installation.settings.demo_inbox,
     )
     env.filters.update(
         bytes=size,
