@@ -250,8 +250,11 @@ def _database(installation: Installation, *, full: bool) -> Iterator[Finding]:
     kind = "SQLite" if db.is_sqlite else "PostgreSQL"
     yield good("database", f"{kind}, at revision {schema.current(db)} as this program needs it")
     if full and db.is_sqlite:
-        with db.reader.connect() as connection:
-            said = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(5)")]
+        try:
+            with db.reader.connect() as connection:
+                said = [str(row[0]) for row in connection.exec_driver_sql("PRAGMA quick_check(5)")]
+        except sa.exc.DatabaseError as error:  # so damaged that it cannot even be looked through
+            said = [str(error.orig)]
         if said == ["ok"]:
             yield good("database file", "sound")
         else:
