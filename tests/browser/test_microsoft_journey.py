@@ -120,7 +120,7 @@ def a_mail(subject: str) -> EmailMessage:
 def add_shared_app(person: Person) -> None:
     page = person.page
     page.goto(GENERAL)
-    page.click("main a[href$='/settings/microsoft-apps/new']")
+    page.click("main a[href*='/settings/microsoft-apps/new']")
     person.clean()
     page.fill("[name=name]", "Agency app")
     page.select_option("[name=cloud]", "custom")

@@ -317,8 +317,8 @@ def test_an_own_registration_that_is_refused_leads_to_its_secret(
     problem = {"problem_code": "AADSTS7000215", "problem_since": a_time()}
     linked(installation, site, own=True, app=problem)
     page = client.get(PATH)
-    assert "#outlook-app-client_secret" in row(page, "own-app").links_to()
-    assert page.all(id="outlook-app-client_secret")
+    assert "#outlook-app-next_secret" in row(page, "own-app").links_to()
+    assert page.all(id="outlook-app-next_secret")
 
 
 @pytest.mark.parametrize(
@@ -796,8 +796,8 @@ def test_the_secret_of_a_connection_is_asked_for_before_it_runs_out(
     expires_on = (a_time() + timedelta(days=12)).date()
     linked(installation, site, own=True, app={"secret_expires_on": expires_on})
     said = client.get(PATH).notices[0]
-    assert said.startswith("12 days left.")
-    assert "paste it below" in said
+    assert said.startswith("The application password expires in 12 days.")
+    assert "Paste its successor below" in said
 
 
 State_ = Callable[[Installation, Site], object]

@@ -269,8 +269,8 @@ def test_a_right_successor_is_used_at_once(lone: Linked, page_of: Any) -> None:
     until = (date.today() + timedelta(days=700)).isoformat()  # noqa: DTZ011
     page = page_of(next_secret=NEXT, next_expires_on=until)
     told = page.notices[0]
-    assert "It is in use now. 1 linked connection goes on without a pause." in told
-    assert "1 waiting mail goes on." in told
+    assert "It is in use now. 1 linked connection goes on, and nobody has to sign in" in told
+    assert told.endswith("1 waiting mail goes on.")
     assert (in_use(lone), waiting(lone)) == (NEXT, "")
     app = lone.registration()
     assert app.secret_expires_on is not None
@@ -281,13 +281,18 @@ def test_a_right_successor_is_used_at_once(lone: Linked, page_of: Any) -> None:
     assert NEXT not in str(events(lone))
 
 
+def test_without_waiting_mail_there_is_no_pause(lone: Linked, page_of: Any) -> None:
+    told = page_of(next_secret=NEXT).notices[0]
+    assert told.endswith("1 linked connection goes on without a pause.")
+
+
 def test_a_wrong_successor_is_said_at_its_field_and_nothing_is_lost(
     lone: Linked, page_of: Any
 ) -> None:
     page = page_of(422, next_secret=WRONG, name="Renamed")
     assert list(page.errors) == ["next_secret"]
     assert "Invalid client secret provided." in page.errors["next_secret"]
-    assert "The one in use stays." in page.errors["next_secret"]
+    assert "the one in use stays." in page.errors["next_secret"]
     assert WRONG not in page.response.text
     assert page.value("name") == "Renamed"
     assert "Paste it once more" in page.one(id="next_secret-state").text

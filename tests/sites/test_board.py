@@ -3,16 +3,28 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from tests.factories import a_connection, a_lane, a_message, a_site
+from tests.factories import (
+    a_connection,
+    a_grant,
+    a_lane,
+    a_link,
+    a_mailbox,
+    a_message,
+    a_site,
+    an_app,
+)
 from webapp.connections.models import Connection, Health
+from webapp.crypto import KEY_BYTES, Keyring
 from webapp.db import Database
-from webapp.delivery.models import Heartbeat, Message, State, Tally
+from webapp.delivery.models import Heartbeat, Message, Setting, State, Tally
 from webapp.sites.board import (
+    LEDGER_CHECKED,
     Board,
     Hour,
     Part,
@@ -20,7 +32,9 @@ from webapp.sites.board import (
     Why,
     bars,
     board,
+    depths_of,
     is_quiet,
+    last_check,
     last_day,
     standing,
 )
@@ -335,6 +349,110 @@ def test_the_waiting_mail_is_found_by_an_index(db: Database) -> None:
             steps = [step.detail for step in plan if "message" in step.detail.lower()]
             assert steps
             assert not [step for step in steps if step.startswith("SCAN message")]
+
+
+# ---- links and secrets ----
+
+KEYRING = Keyring([b"k" * KEY_BYTES])
+
+
+def linked(session: Session, *, app: dict[str, Any], grant: dict[str, Any]) -> Site:
+    """A working site that sends by a link."""
+    site, connection = connected(session, health=Health.WORKING)
+    registration = an_app(session, KEYRING, **app)
+    values = {"renewed_at": NOW} | grant
+    a_link(
+        session,
+        connection,
+        a_grant(session, KEYRING, registration, a_mailbox(session), **values),
+    )
+    a_message(session, site, state=State.SENT, at=NOW - HOUR)
+    return site
+
+
+def test_a_site_with_a_password_uses_neither_link_nor_secret(session: Session) -> None:
+    site, _ = connected(session)
+    assert row(session, site).ends is None
+
+
+@pytest.mark.parametrize(
+    ("app", "grant", "link", "secret"),
+    [
+        ({}, {}, (90, "good"), (None, "good")),
+        (
+            {"secret_expires_on": (NOW + 12 * DAY).date()},
+            {"renewed_at": NOW - 85 * DAY},
+            (5, "bad"),
+            (12, "warn"),
+        ),
+        (
+            {"secret_expires_on": (NOW - DAY).date()},
+            {"state": "needs-reauthorisation"},
+            (None, "bad"),
+            (-1, "bad"),
+        ),
+        ({"secret": "", "secret_expires_on": NOW.date()}, {}, (90, "good"), (None, "good")),
+    ],
+)
+def test_the_days_of_a_link_and_of_its_secret_are_counted(
+    session: Session,
+    app: dict[str, Any],
+    grant: dict[str, Any],
+    link: tuple[int | None, str],
+    secret: tuple[int | None, str],
+) -> None:
+    ends = row(session, linked(session, app=app, grant=grant)).ends
+    assert ends is not None
+    assert (ends.link_days, ends.link_tone) == link
+    assert (ends.secret_days, ends.secret_tone) == secret
+
+
+def test_a_secret_that_runs_out_is_worth_an_eye_although_the_site_works(session: Session) -> None:
+    later = linked(session, app={"secret_expires_on": (NOW + 31 * DAY).date()}, grant={})
+    soon = linked(session, app={"secret_expires_on": (NOW + 30 * DAY).date()}, grant={})
+    followed = linked(
+        session,
+        app={"secret_expires_on": (NOW + 3 * DAY).date(), "next_secret": "sealed"},
+        grant={},
+    )
+    assert [(r.part, r.mark) for r in (row(session, later), row(session, followed))] == [
+        (Part.FINE, "")
+    ] * 2
+    found = row(session, soon)
+    assert (found.state, found.part, found.mark) == (SiteState.WORKING, Part.SOON, "warn")
+    assert not found.in_trouble
+
+
+def test_a_refused_link_needs_a_sign_in_and_a_refused_login_is_failing(session: Session) -> None:
+    site = linked(session, app={}, grant={"state": "needs-reauthorisation"})
+    connection = session.get_one(Connection, site.primary_connection_id)
+    connection.health = Health.NEEDS_REAUTHORISATION
+    by_password, _ = connected(session, health=Health.NEEDS_REAUTHORISATION)
+    session.flush()
+    words = [row(session, one).status.word for one in (site, by_password)]
+    assert words == ["Needs re-authorization", "Failing"]
+
+
+def test_how_deep_a_slowed_lane_is_can_be_told(session: Session) -> None:
+    lane = a_lane(session, is_blocked=True, blocked_kind="transient", blocked_until=NOW + HOUR)
+    site, connection = connected(session, lane=lane)
+    a_message(session, site, connection=connection, state=State.QUEUED, at=NOW - HOUR)
+    other, _ = connected(session)
+    rows = board(session, [site.id, other.id], NOW).rows
+    depths = depths_of(session, rows, NOW)
+    assert {key: depth.waiting for key, depth in depths.items()} == {lane.id: 1}
+
+
+@pytest.mark.parametrize("gaps", [0, 2, [], ["a", "b"]])
+def test_the_last_check_of_the_ledger_is_read(session: Session, gaps: object) -> None:
+    assert last_check(session) is None
+    value = {"at": NOW.isoformat(), "accepted": 9, "ended": 7, "open": 2, "gaps": gaps}
+    session.add(Setting(name=LEDGER_CHECKED, value=value))
+    session.flush()
+    found = last_check(session)
+    assert found is not None
+    assert (found.at, found.accepted, found.ended, found.open) == (NOW, 9, 7, 2)
+    assert found.gaps == (2 if gaps else 0)
 
 
 def test_a_bar_is_as_high_as_its_hour_and_red_where_mail_failed() -> None:

@@ -122,8 +122,8 @@ NEW_SECRET = Step(
 )
 PASTE_VALUE = Step(
     N_(
-        "Copy the Value column (not the Secret ID; it is shown only once) into Application "
-        "Password, with its expiry date, and save. Signing in again is not needed."
+        "Copy the Value column (not the Secret ID; it is shown only once) into Next "
+        "Application Password, with its expiry date, and save. Signing in again is not needed."
     ),
     Action.OPEN_CONNECTION,
 )

@@ -464,8 +464,8 @@ def refusing(proof: Proof | None) -> Iterator[None]:
     if proof is not None and proof.verdict is Verdict.WRONG:
         wrong["next_secret"] = str(
             _(
-                "Microsoft does not take it: %(words)s The one in use stays. If you made the new "
-                "one a moment ago, wait a minute and save again.",
+                "Microsoft does not take it; the one in use stays. If you made the new one a "
+                "moment ago, wait a minute and save again. Microsoft’s answer: %(words)s",
                 words=proof.words or proof.code,
             )
         )
@@ -498,8 +498,9 @@ def about_proof(session: Session, app: OAuthApp, proof: Proof | None) -> str:
             )
         )
     users = len(service.users_of(session, app))
+    waiting = _waiting_goes_on(session, app)
     said = [str(_("Microsoft takes the new Application Password. It is in use now."))]
-    if users:
+    if users and not waiting:
         said.append(
             ngettext(
                 "%(num)s linked connection goes on without a pause.",
@@ -507,7 +508,15 @@ def about_proof(session: Session, app: OAuthApp, proof: Proof | None) -> str:
                 users,
             )
         )
-    return " ".join(said + _waiting_goes_on(session, app))
+    elif users:
+        said.append(
+            ngettext(
+                "%(num)s linked connection goes on, and nobody has to sign in again.",
+                "%(num)s linked connections go on, and nobody has to sign in again.",
+                users,
+            )
+        )
+    return " ".join(said + waiting)
 
 
 def _what_goes_on(session: Session, app: OAuthApp) -> str:
