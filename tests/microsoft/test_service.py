@@ -286,6 +286,21 @@ def test_linking_again_refuses_another_account_until_the_link_is_removed(place: 
     assert place.attach(app, BOB).mailbox.address == BOB.address
 
 
+def test_the_address_of_the_account_before_is_no_choice_by_hand(place: Place) -> None:
+    app = place.save_app()
+    place.attach(app)
+    place.connection.from_email = ANN.address.upper()
+    place.detach()
+    assert place.attach(app, BOB).filled_from
+    assert place.connection.from_email == BOB.address
+
+
+def test_another_address_of_the_account_stays(place: Place) -> None:
+    place.connection.from_email = "orders@contoso.example"
+    assert not place.attach(place.save_app()).filled_from
+    assert place.connection.from_email == "orders@contoso.example"
+
+
 def test_linking_again_lifts_what_a_refusal_stopped_but_no_request_to_wait(place: Place) -> None:
     app = place.save_app()
     grant = place.attach(app).grant

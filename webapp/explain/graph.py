@@ -75,7 +75,7 @@ def mailboxes() -> Iterator[Explanation]:
         steps=(
             AUTHORIZE,
             Step(
-                N_("If the mail is larger than 3 MB, send it with smaller attachments."),
+                N_("If the mail is larger than 2 MB, send it with smaller attachments."),
             ),
             ASK_CONSENT,
             TEST_LATER,
@@ -161,13 +161,6 @@ def mailboxes() -> Iterator[Explanation]:
                     "Sign in at outlook.office.com as %(account)s, and empty Deleted Items and "
                     "Sent Items."
                 )
-            ),
-            Step(
-                N_(
-                    "Or switch “Save to Sent Items” off, where the settings of the connection have "
-                    "it."
-                ),
-                Action.OPEN_CONNECTION,
             ),
             TEST,
         ),
@@ -260,21 +253,14 @@ def mails() -> Iterator[Explanation]:
         key="mail-too-large",
         title=N_("The mail is too large for Microsoft"),
         cause=N_(
-            "One request to Microsoft takes about 3 MB, and no mail may be larger than %(limit)s."
+            "Postroom hands Microsoft mails of up to 2 MB, and no mail may be larger than %(limit)s."
         ),
         who=at_microsoft(
-            you=N_("can make the mail smaller, or allow large attachments."),
+            you=N_("can make the mail smaller."),
             admin=N_("can raise the limit of the mailbox, up to 150 MB."),
         ),
         steps=(
             Step(N_("Make the mail smaller, for example with a link in place of the file.")),
-            Step(
-                N_(
-                    "Or switch “Large attachments” on, where the settings of the connection have "
-                    "it, and re-authorize."
-                ),
-                Action.OPEN_CONNECTION,
-            ),
             OTHER_MAILER,
         ),
     )

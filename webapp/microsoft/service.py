@@ -656,7 +656,7 @@ def attach(
     link.grant_id, link.linked_at, link.linked_by = grant.id, now, actor
     app.problem_code, app.problem_words, app.problem_since = "", "", None
     connection.grant_id = grant.id
-    filled = _fill_from(site, connection, mailbox)
+    filled = _fill_from(session, site, connection, mailbox)
     session.flush()
     _try_again(session, [grant], STOPPED, now)
     waiting = _on_its_lane(session, site, connection, mailbox, now)
@@ -790,11 +790,15 @@ def grant_subject(grant_id: int) -> str:
     return f"grant:{grant_id}"
 
 
-def _fill_from(site: Site, connection: Connection, mailbox: Mailbox) -> bool:
-    """Send as the account unless somebody chose another address by hand."""
-    by_hand = connection.from_email.casefold() not in {"", site.admin_email.casefold()}
-    same = connection.from_email.casefold() == mailbox.address.casefold()
-    if by_hand or same:
+def _fill_from(session: Session, site: Site, connection: Connection, mailbox: Mailbox) -> bool:
+    """Send as the account unless somebody chose another address by hand. The address of an account
+    that was linked before is no such choice: the new one may not use it."""
+    now = connection.from_email.casefold()
+    if now in {address.casefold() for address in mailbox.addresses}:
+        return False
+    former = sa.select(Mailbox.id).where(sa.func.lower(Mailbox.address) == now)
+    by_default = now in {"", site.admin_email.casefold()}
+    if not by_default and session.scalar(former.limit(1)) is None:
         return False
     connection.from_email = mailbox.address
     return True
