@@ -253,7 +253,7 @@ def mails() -> Iterator[Explanation]:
         key="mail-too-large",
         title=N_("The mail is too large for Microsoft"),
         cause=N_(
-            "Postroom hands Microsoft mails of up to 2 MB, and no mail may be larger than %(limit)s."
+            "Postroom hands over mails of up to 2 MB, and no mail may be larger than %(limit)s."
         ),
         who=at_microsoft(
             you=N_("can make the mail smaller."),
