@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from tests.factories import a_connection, a_membership, a_message, a_site, a_user
+from tests.factories import a_lane as made_lane
+from tests.pages import Browser
 from tests.world import NOW, World, a_world
+from webapp.accounts.models import Role
 from webapp.delivery import depth
 from webapp.delivery.depth import Depth, depths
 from webapp.delivery.lanes import RECIPIENTS, UNREACHABLE, Limits, Pace
-from webapp.delivery.models import Lane, Message, Outcome, Tally
+from webapp.delivery.models import Lane, Message, Outcome, State, Tally
+from webapp.installation import Installation
 
 MINUTE = timedelta(minutes=1)
 
@@ -169,3 +174,64 @@ def test_the_count_uses_the_index_of_due_mail(tmp_path: Path, statement: sa.Text
     about = [line for line in plan if "message" in line]
     assert about
     assert all("ix_message_due" in line for line in about), plan
+
+
+# ---- on the connection's page ----
+
+
+def page_of(client: Browser, installation: Installation, mails: int = 0, **values: Any) -> str:
+    with installation.db.write() as session:
+        site = a_site(session, slug="nord")
+        lane = made_lane(session, **values)
+        connection = a_connection(session, site, lane=lane)
+        user = a_user(session)
+        a_membership(session, user, site, Role.OPERATOR)
+        for _ in range(mails):
+            a_message(
+                session, site, state=State.QUEUED, due_at=installation.db.now(),
+                lane_id=lane.id, connection_id=connection.id,
+            )  # fmt: skip
+    client.sign_in(user)
+    return client.get("/sites/nord/settings/general").text
+
+
+def test_the_page_shows_what_waits_and_until_when(
+    client: Browser, installation: Installation
+) -> None:
+    text = page_of(client, installation, 3, per_minute=1, recipients_per_day=10_000)
+    assert "3 mails wait here." in text
+    assert "The last of it can leave" in text
+    assert "0 of 10,000 recipients in the last 24 hours." in text
+
+
+def test_the_page_of_an_idle_connection_says_that_nothing_waits(
+    client: Browser, installation: Installation
+) -> None:
+    assert "No mail waits here." in page_of(client, installation)
+
+
+@pytest.mark.parametrize(
+    ("kind", "minutes", "said"),
+    [
+        (UNREACHABLE, 4, "next try"),
+        (UNREACHABLE, -4, "One mail is finding out whether it is back."),
+        (Outcome.TRANSIENT.value, 4, "asked to slow down."),
+        (Outcome.MISCONFIGURED.value, None, "the set-up is refused."),
+    ],
+)
+def test_the_page_says_what_stops_it(
+    client: Browser, installation: Installation, kind: str, minutes: int | None, said: str
+) -> None:
+    now = installation.db.now()
+    text = page_of(
+        client,
+        installation,
+        is_blocked=True,
+        trips=2 if kind == UNREACHABLE else 0,
+        blocked_kind=kind,
+        blocked_words="Connection refused",
+        blocked_since=now - timedelta(hours=1),
+        blocked_until=None if minutes is None else now + timedelta(minutes=minutes),
+    )
+    assert said in text
+    assert "Connection refused" in text

@@ -11,7 +11,7 @@ from tests.factories import a_message, an_installation
 from webapp.cli import postroom
 from webapp.delivery.models import Message, State
 from webapp.installation import Installation
-from webapp.sites.models import Credential, Mode, Site
+from webapp.sites.models import AfterUnclear, Credential, Mode, Site
 from webapp.sites.service import digest
 
 
@@ -47,6 +47,7 @@ def test_a_site_is_made_and_listed(installation: Installation) -> None:
             "url": "https://l.example",
             "admin_email": "",
             "mode": "live",
+            "after_unclear": "rather-twice",
         }
     ]
     assert run("site", "list").stdout.startswith("lindenhof-shop\tlive\t")
@@ -73,6 +74,19 @@ def test_do_not_send_ends_what_waits_and_live_undoes_the_mode(installation: Inst
         assert session.scalars(sa.select(Message)).one().state == State.BLOCKED
         assert session.scalars(sa.select(Site)).one().mode == Mode.DO_NOT_SEND
     assert made("site", "set", "shop", "--mode", "live")["mode"] == "live"
+
+
+def test_a_site_says_what_becomes_of_a_mail_whose_answer_was_lost(
+    installation: Installation,
+) -> None:
+    made("site", "create", "Shop")
+    assert (
+        made("site", "set", "shop", "--after-unclear", "never-twice")["after_unclear"]
+        == "never-twice"
+    )
+    with installation.db.read() as session:
+        assert session.scalars(sa.select(Site)).one().after_unclear == AfterUnclear.NEVER_TWICE
+    assert run("site", "set", "shop", "--after-unclear", "perhaps").exit_code == 2
 
 
 def test_a_change_needs_to_be_named_and_to_be_possible(installation: Installation) -> None:

@@ -28,6 +28,7 @@ from webapp.connections.forms import (
 from webapp.connections.models import Connection
 from webapp.connections.service import FormValues, PrivateHost
 from webapp.delivery import replan
+from webapp.delivery.depth import Depth, depths
 from webapp.delivery.lanes import Limits
 from webapp.delivery.models import Lane
 from webapp.explain.match import explain
@@ -430,12 +431,21 @@ def general_page(form: ConnectionForm) -> str:
         guide=apps.guide_of(settings, form.app.cloud.data or "", form.app.client_id.data or ""),
         paces={slug: paces(limits) for slug, limits in form.limits.items()},
         usual=usual_pace(),
+        depth=depth_of(form.connection),
         explained=explained,
         known_of=known_of,
         who_labels=WHO_LABELS,
         admins=admins() if needs_admin(form) else [],
         permissions=flows.PERMISSIONS,
     )
+
+
+def depth_of(connection: Connection | None) -> Depth | None:
+    """What waits on its lane; None where it has none yet."""
+    if connection is None or connection.lane_id is None:
+        return None
+    with db().read() as session:
+        return depths(session, [connection.lane_id], now()).get(connection.lane_id)
 
 
 def modes(form: ConnectionForm, *, secure: bool) -> list[Mode]:

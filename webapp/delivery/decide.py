@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from webapp.delivery.lanes import sane_wait
 from webapp.delivery.models import State
 from webapp.mailers.errors import Cause, DeliveryError, FailureKind
 from webapp.sites.models import AfterUnclear
@@ -12,7 +13,14 @@ from webapp.sites.models import AfterUnclear
 RETRY_MINUTES = (1, 2, 5, 10, 20, 40)
 LATER_RETRIES = timedelta(hours=1)
 JITTER = 0.1
-SETTLE_AFTER = timedelta(minutes=1)
+LOOK_AFTER = (timedelta(minutes=1), timedelta(minutes=5), timedelta(minutes=15))
+"""When a remote that can tell is asked whether an unclear mail went out: so long after it went."""
+LOOKS = len(LOOK_AFTER)
+"""After so many nobody looks any more; `Message.looks` is set to it where nobody shall look."""
+SETTLE_AFTER = LOOK_AFTER[0]
+SETTLED = "settled"
+"""In the details of an unclear attempt: what is known of it by now; see `told_of`."""
+FOUND, NOT_FOUND, CANNOT_KNOW = "found", "not-found", "cannot-know"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +47,16 @@ class Claimed:
     failures: int
     unclear: int
     after_unclear: str
+    is_probe: bool = False
+    """Whether it goes alone, to find out if the remote can be reached again."""
+    tries: int = 0
+    """Attempts so far that a remote or the network failed; counted only when its time is over."""
+    is_look: bool = False
+    """Nothing is sent: the remote is asked whether the last attempt went out after all."""
+    looks: int = 0
+    """How often it was asked before."""
+    sought: str = ""
+    """The Message-ID that is looked for; empty where the attempt did not live to note it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +74,10 @@ class Result:
     words: str = ""
     sent_from: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
+    can_settle: bool = False
+    """After an unclear end: whether the remote can be asked later what came of it."""
+    found: bool | None = None
+    """Of a look: whether the mail went out; None where nobody can know."""
 
     def error_of(self, position: int) -> DeliveryError | None:
         """What one recipient met; None when the remote took responsibility for it."""
@@ -87,34 +109,87 @@ def retry_delay(failures: int, chance: float) -> timedelta:
     return delay * (1 - JITTER + 2 * JITTER * chance)
 
 
-def next_step(error: DeliveryError | None, claim: Claimed, now: datetime, *, chance: float) -> Step:
-    """Decide, for one recipient, what follows from an attempt. Pure."""
+def next_step(
+    error: DeliveryError | None,
+    claim: Claimed,
+    now: datetime,
+    *,
+    chance: float,
+    closed_until: datetime | None = None,
+    can_settle: bool = False,
+) -> Step:
+    """Decide, for one recipient, what follows from an attempt. Pure.
+
+    `closed_until` is when somebody knocks again, where the lane's breaker is open; `can_settle`
+    says that the remote can be asked what came of an attempt that ended unclear.
+    """
     if error is None:
         return Step(state=State.SENT, is_due=False)
     match error.kind:
         case FailureKind.PERMANENT:
             return Step(state=State.FAILED, is_due=False)
         case FailureKind.UNCERTAIN:
-            again = claim.unclear == 0 and claim.after_unclear == AfterUnclear.RATHER_TWICE
+            again = can_settle or may_go_again(claim.unclear + 1, claim.after_unclear)
             due_at = now + SETTLE_AFTER if again else None
             return Step(state=State.UNCERTAIN, is_due=again, due_at=due_at)
         case FailureKind.NEEDS_REAUTHORISATION | FailureKind.MISCONFIGURED:
             # The lane is blocked until somebody acts; the mail stays due and goes out first then.
             return Step(state=State.DEFERRED, is_due=True, due_at=now)
         case FailureKind.TRANSIENT:
+            if closed_until is not None and is_unreachable(error):
+                return _wait_outside(claim, closed_until)
             return _retry(error, claim, now, chance)
+
+
+def may_go_again(unclear: int, after_unclear: str) -> bool:
+    """Whether a mail is sent once more after so many lost answers, where nobody can know better."""
+    return unclear <= 1 and after_unclear == AfterUnclear.RATHER_TWICE
+
+
+def told_of(claim: Claimed, what: str, at: datetime, looks: int) -> dict[str, Any]:
+    """What the history of a mail tells of an unclear attempt, and of the site's choice."""
+    return {
+        "what": what,
+        "at": at.isoformat(),
+        "looks": looks,
+        "choice": claim.after_unclear,
+        "unclear": claim.unclear if claim.is_look else claim.unclear + 1,
+    }
 
 
 def _retry(error: DeliveryError, claim: Claimed, now: datetime, chance: float) -> Step:
     throttled = is_throttling(error)
     delay = timedelta() if throttled else retry_delay(claim.failures + 1, chance)
-    if error.retry_after is not None:
-        delay = max(delay, error.retry_after)
+    delay = max(delay, sane_wait(error.retry_after))
     # A mail that stood behind a stopped lane for days has not been tried yet: it gets its tries.
     tried = claim.failures >= len(RETRY_MINUTES)
     if tried and not throttled and now + delay >= claim.expires_at:
         return Step(state=State.FAILED, is_due=False)
     return Step(state=State.DEFERRED, is_due=True, due_at=now + delay)
+
+
+def _wait_outside(claim: Claimed, until: datetime) -> Step:
+    """Nobody was there: the mail waits for the next look, and its own retries are not spent.
+
+    Its time can be over meanwhile. It still gets as many tries as any other mail.
+    """
+    if claim.tries >= len(RETRY_MINUTES) and until >= claim.expires_at:
+        return Step(state=State.FAILED, is_due=False)
+    return Step(state=State.DEFERRED, is_due=True, due_at=until)
+
+
+def is_unreachable(error: DeliveryError | None) -> bool:
+    """Whether nobody took up the conversation: it says something of the lane, not of the mail."""
+    if error is None or error.kind is not FailureKind.TRANSIENT:
+        return False
+    return error.unreached or error.cause_code in {Cause.DNS, Cause.CONNECT, Cause.TLS}
+
+
+def says_nothing(error: DeliveryError | None) -> bool:
+    """Whether the attempt ended before the remote was asked: by a setting, or a bug of ours."""
+    if error is None or error.code:
+        return False
+    return error.cause_code in {Cause.UNKNOWN, Cause.TOO_LARGE}
 
 
 def is_throttling(error: DeliveryError) -> bool:

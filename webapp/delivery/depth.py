@@ -71,6 +71,8 @@ class Depth:
     """What the remote itself said."""
     is_unreachable: bool = False
     """Whether it is stopped because nobody answers there."""
+    is_looking: bool = False
+    """Whether its pause is over, and one mail finds out if somebody does."""
 
 
 def depths(session: Session, lane_ids: Iterable[int], now: datetime) -> Mapping[int, Depth]:
@@ -115,8 +117,12 @@ def _depth(
 ) -> Depth:
     pace = _pace(lane)
     window = pace.windows.get(RECIPIENTS)
-    is_open = not lane.is_blocked or (lane.blocked_until is not None and lane.blocked_until <= now)
+    is_over = lane.blocked_until is not None and lane.blocked_until <= now
+    # While the breaker is open, one mail at a time finds out whether the pause was long enough.
+    is_open = not lane.is_blocked or (is_over and not lane.trips)
     until = None if is_open else lane.blocked_until
+    if until is not None:
+        until = max(until, now)
     drained = None
     if waiting and (is_open or until is not None):
         drained = _drained(session, lane.id, pace, waiting, per_second, until or now)
@@ -133,6 +139,7 @@ def _depth(
         blocked_why="" if is_open else WHY.get(lane.blocked_kind, N_("stopped")),
         blocked_words="" if is_open else lane.blocked_words,
         is_unreachable=not is_open and lane.blocked_kind == UNREACHABLE,
+        is_looking=is_over and not is_open,
     )
 
 

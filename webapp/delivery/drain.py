@@ -6,7 +6,7 @@ here by `claims`; it changes only after a commit, so that a commit that failed l
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -28,6 +28,7 @@ from webapp.delivery.lanes import Limits, Pace
 from webapp.delivery.models import Lane, Message
 from webapp.delivery.outcomes import Outcomes
 from webapp.delivery.sender import Job, Opened
+from webapp.delivery.settle import settle
 from webapp.delivery.upkeep import reconcile
 from webapp.mailers.base import Mailer
 from webapp.mime.outgoing import FromBlock, Placeholders
@@ -48,6 +49,7 @@ class LaneState:
     pace: Pace
     is_blocked: bool = False
     blocked_until: datetime | None = None
+    trips: int = 0
     last_site: int = 0
     not_before: datetime | None = None
 
@@ -119,6 +121,7 @@ class Drain:
         now = self._db.now()
         taken = Taken()
         mine = [item for item in finished if self._is_mine(item)]
+        self._outcomes.begin()
         try:
             with self._db.write_connection() as connection:
                 if self._unsure:
@@ -126,15 +129,14 @@ class Drain:
                 queue.fence(connection, {item.claim.lane_id for item in mine}, self._token)
                 self._record(connection, still_open(connection, mine), now)
                 if claiming:
-                    ended = Counter(item.claim.lane_id for item in mine)
-                    self._claim(connection, taken, ended, now, look=look)
+                    self._claim(connection, taken, mine, now, look=look)
             jobs = [self._job(claim) for claim in taken.claims]
         except sa.exc.SQLAlchemyError:
             for lane, mails, recipients in taken.paces:
                 lane.pace.take(now, -mails, -recipients)
             self._unsure = True
             self._refresh_at = 0.0
-            self._outcomes.forget()
+            self._outcomes.undo()
             raise
         self._unsure = False
         for item in mine:
@@ -178,11 +180,23 @@ class Drain:
         lanes: dict[int, int | None] = {
             row.id: row.lane_id for row in connection.execute(_LANES_NOW, {"keys": sorted(keys)})
         }
-        finish(connection, finished, lanes)
-        for lane_id, block in self._outcomes.note(connection, finished, now).items():
+        sent = [item for item in finished if not item.claim.is_look]
+        looked = [item for item in finished if item.claim.is_look]
+        # A look that asked nobody says nothing about the remote.
+        telling = [item for item in looked if item.result.error or item.result.found is not None]
+        blocks = self._outcomes.note(connection, [*sent, *telling], now)
+        closed = {
+            lane_id: max(block.until, now)
+            for lane_id, block in blocks.items()
+            if block.trips and block.until is not None
+        }
+        finish(connection, sent, lanes, closed)
+        settle(connection, looked, closed)
+        for lane_id, block in blocks.items():
             lane = self._lanes.get(lane_id)
             if lane is not None:
                 lane.is_blocked, lane.blocked_until = block.is_blocked, block.until
+                lane.trips = block.trips
 
     # -- claiming
 
@@ -190,11 +204,12 @@ class Drain:
         self,
         connection: DbConnection,
         taken: Taken,
-        ended: Mapping[int, int],
+        finished: Sequence[Finished],
         now: datetime,
         *,
         look: bool,
     ) -> None:
+        ended = Counter(item.claim.lane_id for item in finished)
         if look or not self._due:
             self._due = queue.due_lanes(connection, now)
         free = self._threads - len(self.claims) + sum(ended.values())
@@ -208,8 +223,10 @@ class Drain:
                 break
             if lane is None or lane.stands(now):
                 continue
-            busy = self._busy[lane_id] - ended.get(lane_id, 0)
+            busy = self._busy[lane_id] - ended[lane_id]
             slots = self._slots(lane, busy + free) - busy
+            if lane.trips:
+                slots = 0 if self._is_probing(lane, finished) else min(slots, 1)
             free -= self._claim_from(connection, taken, lane, min(slots, free), now)
         self._turn = order[0]
 
@@ -217,6 +234,14 @@ class Drain:
         """Round robin: start after the lane that began the last round."""
         later = [lane for lane in self._due if lane > self._turn]
         return later + [lane for lane in self._due if lane <= self._turn]
+
+    def _is_probing(self, lane: LaneState, finished: Sequence[Finished]) -> bool:
+        """Whether a mail is out to see if the remote is back; nothing else leaves meanwhile."""
+        over = {item.claim.message_id for item in finished}
+        return any(
+            claim.is_probe and claim.lane_id == lane.id and claim.message_id not in over
+            for claim in self.claims.values()
+        )
 
     def _slots(self, lane: LaneState, within_reach: int) -> int:
         """What a lane may have in flight. A third of the threads that nobody else uses is the most:
@@ -248,12 +273,22 @@ class Drain:
                 return 0
         queue.fence(connection, [lane.id], self._token)
         names = {key: opened.name for key, opened in self._opened.items()}
-        claims = queue.claim(connection, lane.id, found, names, now, most)
+        claims = queue.claim(
+            connection,
+            lane.id,
+            found,
+            names,
+            now,
+            most,
+            is_probe=bool(lane.trips),
+            settling=self._settling(),
+        )
         taken.claims.extend(claims)
-        if lane.pace.windows:
+        mails = sum(not claim.is_look for claim in claims)
+        if lane.pace.windows and mails:
             recipients = sum(len(claim.recipients) for claim in claims)
-            lane.pace.take(now, len(claims), recipients)
-            taken.paces.append((lane, len(claims), recipients))
+            lane.pace.take(now, mails, recipients)
+            taken.paces.append((lane, mails, recipients))
             connection.execute(
                 sa.update(Lane).where(Lane.id == lane.id).values(windows=lane.pace.stored())
             )
@@ -265,6 +300,14 @@ class Drain:
             key: opened.mailer.max_recipients
             for key, opened in self._opened.items()
             if opened.mailer is not None and opened.mailer.max_recipients is not None
+        }
+
+    def _settling(self) -> set[int]:
+        """Connections whose remote may know what became of an unclear mail."""
+        return {
+            key
+            for key, opened in self._opened.items()
+            if opened.mailer is not None and opened.mailer.settles
         }
 
     def _refresh(self, connection: DbConnection) -> None:
@@ -295,6 +338,7 @@ class Drain:
             lane.not_before = None
         lane.is_blocked = row["is_blocked"]
         lane.blocked_until = row["blocked_until"]
+        lane.trips = row["trips"]
 
     # -- what an attempt needs
 

@@ -9,7 +9,18 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from webapp.delivery.decide import Finished, Step, derive, is_throttling, next_step
+from webapp.delivery.decide import (
+    CANNOT_KNOW,
+    LOOKS,
+    SETTLED,
+    Finished,
+    Step,
+    derive,
+    is_throttling,
+    is_unreachable,
+    next_step,
+    told_of,
+)
 from webapp.delivery.models import Attempt, Message, Outcome, Recipient, State
 from webapp.delivery.tally import add_tally
 from webapp.mailers.errors import DeliveryError, FailureKind, UncertainError
@@ -26,6 +37,7 @@ _FINISH_MESSAGE = (
         finished_at=sa.bindparam("to_finished_at"),
         failures=sa.bindparam("to_failures"),
         unclear=sa.bindparam("to_unclear"),
+        looks=sa.bindparam("to_looks"),
         last_code=sa.func.coalesce(sa.bindparam("to_code", type_=sa.Text), Message.last_code),
         last_words=sa.func.coalesce(sa.bindparam("to_words", type_=sa.Text), Message.last_words),
         sent_from=sa.bindparam("to_sent_from"),
@@ -66,8 +78,8 @@ _FINISH_ATTEMPT = (
 
 
 def still_open(connection: Connection, finished: Sequence[Finished]) -> list[Finished]:
-    """Those of the finished attempts that are not written down yet."""
-    keys = [item.claim.message_id for item in finished]
+    """Those of the finished attempts that are not written down yet. Looks find that out later."""
+    keys = [item.claim.message_id for item in finished if not item.claim.is_look]
     sending = dict(
         connection.execute(
             sa.select(Message.id, Message.attempts).where(
@@ -75,18 +87,30 @@ def still_open(connection: Connection, finished: Sequence[Finished]) -> list[Fin
             )
         ).all()
     )
-    return [item for item in finished if sending.get(item.claim.message_id) == item.claim.number]
+    return [
+        item
+        for item in finished
+        if item.claim.is_look or sending.get(item.claim.message_id) == item.claim.number
+    ]
+
+
+NOTHING_CLOSED: Mapping[int, datetime] = {}
 
 
 def finish(
-    connection: Connection, finished: Sequence[Finished], lanes: Mapping[int, int | None]
+    connection: Connection,
+    finished: Sequence[Finished],
+    lanes: Mapping[int, int | None],
+    closed: Mapping[int, datetime] = NOTHING_CLOSED,
 ) -> None:
-    """Write down what came of these attempts. `lanes` is each connection's lane by now."""
+    """Write down what came of these attempts. `lanes` is each connection's lane by now, and
+    `closed` says until when nobody knocks, by lane, where a breaker is open."""
     messages, recipients, attempts = [], [], []
     counts: Counter[tuple[int, int | None, str]] = Counter()
     for item in finished:
-        steps = _steps(item)
-        message = _message_values(item, steps, lanes)
+        until = closed.get(item.claim.lane_id)
+        steps = _steps(item, until)
+        message = _message_values(item, steps, lanes, is_closed=until is not None)
         messages.append(message)
         recipients.extend(_recipient_values(item, steps))
         attempts.append(_attempt_values(item, steps, message["to_due_at"]))
@@ -100,7 +124,7 @@ def finish(
     add_tally(connection, counts, max(item.finished_at for item in finished))
 
 
-def _steps(item: Finished) -> dict[int, Step]:
+def _steps(item: Finished, closed_until: datetime | None) -> dict[int, Step]:
     chance = random.random()  # noqa: S311  (spreads retries; nothing is guessed from it)
     return {
         position: next_step(
@@ -108,19 +132,27 @@ def _steps(item: Finished) -> dict[int, Step]:
             item.claim,
             item.finished_at,
             chance=chance,
+            closed_until=closed_until,
+            can_settle=item.result.can_settle,
         )
         for position, _ in item.claim.recipients
     }
 
 
 def _message_values(
-    item: Finished, steps: Mapping[int, Step], lanes: Mapping[int, int | None]
+    item: Finished,
+    steps: Mapping[int, Step],
+    lanes: Mapping[int, int | None],
+    *,
+    is_closed: bool,
 ) -> dict[str, Any]:
     claim, result = item.claim, item.result
-    later = item.finished_at if claim.later else None
+    # What else is due comes after the remote was asked: one answer settles one attempt.
+    later = item.finished_at if claim.later and not result.can_settle else None
     state, due_at = derive(steps.values(), claim.others, later=later)
     errors = [error for error in (result.error, *result.refused.values()) if error is not None]
     errors.sort(key=lambda error: error.kind is not FailureKind.PERMANENT)
+    outside = is_closed and is_unreachable(result.error)
     counted = any(
         error.kind is FailureKind.TRANSIENT and not is_throttling(error) for error in errors
     )
@@ -132,8 +164,9 @@ def _message_values(
         "to_due_at": due_at,
         "to_lane": lanes.get(claim.connection_id, claim.lane_id),
         "to_finished_at": None if due_at else item.finished_at,
-        "to_failures": claim.failures + counted,
+        "to_failures": max(claim.failures, 1) if outside else claim.failures + counted,
         "to_unclear": claim.unclear + unclear,
+        "to_looks": 0 if result.can_settle or not unclear else LOOKS,
         # A last attempt that went well does not explain why others of its recipients failed.
         "to_code": None if state is State.FAILED and not errors else code[:40],
         "to_words": None if state is State.FAILED and not errors else words[:WORDS_SHOWN],
@@ -179,6 +212,8 @@ def _attempt_values(
         details["next_at"] = due_at.isoformat()
     if result.refused:
         details["refused"] = len(result.refused)
+    if outcome is Outcome.UNCERTAIN and not result.can_settle:
+        details[SETTLED] = told_of(item.claim, CANNOT_KNOW, item.finished_at, 0)
     return {
         "key": item.claim.message_id,
         "key_number": item.claim.number,

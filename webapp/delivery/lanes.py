@@ -154,6 +154,27 @@ class Pace:
         }
 
 
+TRIPS_AFTER = 3
+"""So many attempts in a row that reached nobody open the breaker of a lane."""
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(seconds=30), timedelta(minutes=10)
+PAUSE_JITTER = 0.1
+LONGEST_WAIT = timedelta(days=1)
+"""What a remote may ask for; a year is a mistake, or a way to be rid of us."""
+
+
+def breaker_pause(trips: int, chance: float) -> timedelta:
+    """How long nobody knocks after so many times in vain (from 1); `chance` in [0, 1) spreads it,
+    so that lanes of one host do not all come back in the same second."""
+    doubled: timedelta = FIRST_PAUSE * 2 ** min(trips - 1, 10)
+    pause = min(doubled, LONGEST_PAUSE)
+    return pause * (1 - PAUSE_JITTER + 2 * PAUSE_JITTER * chance)
+
+
+def sane_wait(asked: timedelta | None) -> timedelta:
+    """A remote's wish to be left alone: never less than nothing, never more than a day."""
+    return min(max(asked or timedelta(), timedelta()), LONGEST_WAIT)
+
+
 def own_back_off(times_in_a_row: int) -> timedelta:
     """How long a lane waits at least when a remote asked to slow down, whatever it asked for."""
     return timedelta(seconds=min(900, 5 * 2 ** min(times_in_a_row, 10)))

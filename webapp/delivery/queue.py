@@ -5,18 +5,26 @@ because a partial index is used only where the statement itself says what the in
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from webapp.delivery.decide import Claimed
+from webapp.delivery.decide import LOOKS, Claimed, may_go_again
+from webapp.delivery.lanes import LONGEST_PAUSE
 from webapp.delivery.models import Attempt, Lane, Message, Outcome, Recipient, State
+from webapp.mailers.errors import Cause
 from webapp.sites.models import Site
 
 NO_LIMITS: Mapping[int, int] = {}
 MANY = 1_000_000
+SOON_OVER = 2 * LONGEST_PAUSE + timedelta(hours=1)
+"""Whose time ends within this may be given up by the attempt that now begins."""
+LOOK_LEASE = timedelta(minutes=5)
+"""Longer than a look can take: nobody else looks meanwhile."""
+SOUGHT = "message_id"
+"""In the details of an attempt that ended unclear: the Message-ID that left."""
 LAST_TRIED = "last"
 """In the details of a started attempt: the position of its last recipient, if more are due."""
 
@@ -50,7 +58,7 @@ _DUE_MESSAGES = sa.text(
     "ORDER BY due_at, id LIMIT :count"
 ).bindparams(sa.bindparam("now", type_=Message.due_at.type))
 
-_CLAIM = (
+_TAKE = (
     sa.update(Message)
     .where(
         Message.id.in_(sa.bindparam("ids", expanding=True)),
@@ -78,6 +86,45 @@ _CLAIM = (
     .returning(Message.id)
 )
 
+_CLAIM = _TAKE.where(Message.state != State.UNCERTAIN)
+"""Of an unclear mail it must first be seen whether the remote can be asked."""
+
+_UNCLEAR = (
+    sa.select(
+        Message.id,
+        Message.connection_id,
+        Message.unclear,
+        Message.looks,
+        Site.after_unclear,
+    )
+    .join(Site, Site.id == Message.site_id)
+    .where(
+        Message.id.in_(sa.bindparam("ids", expanding=True)),
+        Message.lane_id == sa.bindparam("lane"),
+        Message.connection_id.is_not(None),
+        Message.due_at.is_not(None),
+        Message.state == State.UNCERTAIN,
+    )
+)
+
+_LOOK = (
+    sa.update(Message)
+    .where(
+        Message.id.in_(sa.bindparam("ids", expanding=True)),
+        Message.due_at.is_not(None),
+        Message.lane_id == sa.bindparam("lane"),
+        Message.state == State.UNCERTAIN,
+    )
+    .values(due_at=sa.bindparam("until", type_=Message.due_at.type))
+    .returning(Message.id)
+)
+
+_LAST_DETAILS = (
+    sa.select(Attempt.message_id, Attempt.details)
+    .join(Message, sa.and_(Message.id == Attempt.message_id, Message.attempts == Attempt.number))
+    .where(Message.id.in_(sa.bindparam("ids", expanding=True)))
+)
+
 _START_ATTEMPT = sa.insert(Attempt)
 
 _CLAIMED = (
@@ -94,6 +141,7 @@ _CLAIMED = (
         Message.expires_at,
         Message.failures,
         Message.unclear,
+        Message.looks,
         Site.after_unclear,
     )
     .join(Site, Site.id == Message.site_id)
@@ -221,17 +269,29 @@ def claim(
     names: Mapping[int, str],
     now: datetime,
     most: Mapping[int, int] = NO_LIMITS,
+    *,
+    is_probe: bool = False,
+    settling: Collection[int] = (),
 ) -> list[Claimed]:
     """Make these messages ours and note the attempts as started.
 
-    By connection key: `names`, and how many recipients one mail may have at `most`.
+    By connection key: `names`, and how many recipients one mail may have at `most`. `settling` are
+    the connections whose remote can be asked: of unclear mail there a look is claimed first.
     """
     if not ids:
         return []
     ours = set(connection.execute(_CLAIM, {"ids": ids, "lane": lane_id, "now": now}).scalars())
+    looks: list[Claimed] = []
+    if len(ours) < len(ids):
+        rest = [id_ for id_ in ids if id_ not in ours]
+        to_ask, to_send = _unclear(connection, lane_id, rest, settling)
+        if to_send:
+            values = {"ids": to_send, "lane": lane_id, "now": now}
+            ours |= set(connection.execute(_TAKE, values).scalars())
+        looks = _claim_looks(connection, lane_id, to_ask, now, is_probe=is_probe)
     ids = [id_ for id_ in ids if id_ in ours]  # somebody may have cancelled one meanwhile
     if not ids:
-        return []
+        return looks
     tried: dict[int, list[tuple[int, str]]] = {}
     others: dict[int, Counter[str]] = {}
     for row in connection.execute(_RECIPIENTS, {"ids": ids}):
@@ -239,6 +299,8 @@ def claim(
             tried.setdefault(row.message_id, []).append((row.position, row.address))
         else:
             others.setdefault(row.message_id, Counter())[row.state] += 1
+    rows = connection.execute(_CLAIMED, {"ids": ids}).all()
+    tries = _tries(connection, [row.id for row in rows if row.expires_at <= now + SOON_OVER])
     claims = [
         Claimed(
             message_id=row.id,
@@ -257,8 +319,10 @@ def claim(
             failures=row.failures,
             unclear=row.unclear,
             after_unclear=row.after_unclear,
+            is_probe=is_probe,
+            tries=tries.get(row.id, 0),
         )
-        for row in connection.execute(_CLAIMED, {"ids": ids})
+        for row in rows
     ]
     connection.execute(
         _START_ATTEMPT,
@@ -280,4 +344,69 @@ def claim(
         ],
     )
     order = {message_id: index for index, message_id in enumerate(ids)}
-    return sorted(claims, key=lambda claim: order[claim.message_id])
+    return sorted(claims, key=lambda claim: order[claim.message_id]) + looks
+
+
+def _unclear(
+    connection: Connection, lane_id: int, ids: Sequence[int], settling: Collection[int]
+) -> tuple[list[int], list[int]]:
+    """Which of these are unclear and to be asked about, and which are to be sent once more."""
+    to_ask: list[int] = []
+    to_send: list[int] = []
+    for row in connection.execute(_UNCLEAR, {"ids": ids, "lane": lane_id}):
+        asks = row.connection_id in settling or not may_go_again(row.unclear, row.after_unclear)
+        (to_ask if asks and row.looks < LOOKS else to_send).append(row.id)
+    return to_ask, to_send
+
+
+def _claim_looks(
+    connection: Connection, lane_id: int, ids: Sequence[int], now: datetime, *, is_probe: bool
+) -> list[Claimed]:
+    """Ours for a while: a look is no attempt, so whoever is killed with one leaves it to others."""
+    if not ids:
+        return []
+    values = {"ids": ids, "lane": lane_id, "until": now + LOOK_LEASE}
+    ours = list(connection.execute(_LOOK, values).scalars())
+    if not ours:
+        return []
+    details = {row[0]: row[1] for row in connection.execute(_LAST_DETAILS, {"ids": ours})}
+    return [
+        Claimed(
+            message_id=row.id,
+            queue_id=row.queue_id,
+            site_id=row.site_id,
+            lane_id=row.lane_id,
+            connection_id=row.connection_id,
+            number=row.attempts,
+            mail_from=row.mail_from,
+            recipients=(),
+            others={},
+            received=row.received,
+            accepted_at=row.accepted_at,
+            expires_at=row.expires_at,
+            failures=row.failures,
+            unclear=row.unclear,
+            after_unclear=row.after_unclear,
+            is_probe=is_probe,
+            is_look=True,
+            looks=row.looks,
+            sought=str((details.get(row.id) or {}).get(SOUGHT) or ""),
+        )
+        for row in connection.execute(_CLAIMED, {"ids": ours})
+    ]
+
+
+def _tries(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
+    """How often each of these messages was tried and failed; being asked to wait is no try."""
+    if not ids:
+        return {}
+    counted = connection.execute(
+        sa.select(Attempt.message_id, sa.func.count())
+        .where(
+            Attempt.message_id.in_(ids),
+            Attempt.outcome == Outcome.TRANSIENT,
+            Attempt.cause != Cause.RATE,
+        )
+        .group_by(Attempt.message_id)
+    )
+    return {row[0]: row[1] for row in counted}

@@ -15,9 +15,10 @@ import structlog
 
 from webapp.db import Database
 from webapp.delivery.decide import Claimed, Result
+from webapp.delivery.queue import SOUGHT
 from webapp.mailers.base import Conversation, Envelope, Mailer, Surroundings
 from webapp.mailers.errors import DeliveryError, PermanentError, TransientError, UncertainError
-from webapp.mime.outgoing import FromBlock, Outgoing, Placeholders, compose
+from webapp.mime.outgoing import FromBlock, Outgoing, Placeholders, compose, message_id_of
 
 log = structlog.get_logger(__name__)
 
@@ -100,11 +101,14 @@ class Sender:
     ) -> None:
         self._db = db
         self._hostname = hostname
+        self._surroundings = surroundings
         self.conversations = Conversations(surroundings)
 
     def attempt(self, job: Job) -> Result:
         """Try once. Never raises: a bug of ours is an attempt that failed, and is logged."""
         version = job.opened.version
+        if job.claim.is_look:
+            return self._look(job)
         try:
             outgoing = self._prepare(job)
         except DeliveryError as error:
@@ -136,8 +140,12 @@ class Sender:
             receipt = conversation.send(envelope, outgoing.content)
         except DeliveryError as error:
             self.conversations.give_back(job.opened, conversation)
+            settles = isinstance(error, UncertainError) and self._can_settle(job)
+            if settles:
+                details[SOUGHT] = self._message_id(job, outgoing.content)
             return Result(
                 error=error,
+                can_settle=settles,
                 version=job.opened.version,
                 refused=_by_position(job.claim, error.refused),
                 sent_from=outgoing.from_email,
@@ -156,6 +164,31 @@ class Sender:
             sent_from=outgoing.from_email,
             details=details | _said(receipt.log),
         )
+
+    def _look(self, job: Job) -> Result:
+        """Ask whether the last attempt went out. Whatever goes wrong here is a look later."""
+        version = job.opened.version
+        try:
+            if job.opened.mailer is None:
+                raise TransientError(job.opened.problem)
+            sought = job.claim.sought or self._message_id(job, self._content(job.claim.message_id))
+            found = job.opened.mailer.settle(sought, self._surroundings) if sought else None
+        except DeliveryError as error:
+            return Result(error=error, version=version)
+        except Exception as error:  # a bug must not send a mail twice, nor forget it
+            log.exception("a look ended in a bug", queue_id=job.claim.queue_id)
+            problem = TransientError(f"Postroom: {type(error).__name__}")
+            return Result(error=problem, version=version)
+        return Result(found=found, version=version)
+
+    def _can_settle(self, job: Job) -> bool:
+        mailer = job.opened.mailer
+        return mailer is not None and mailer.can_settle(self._surroundings)
+
+    def _message_id(self, job: Job, raw: bytes | None) -> str:
+        if raw is None:
+            return ""
+        return message_id_of(raw, queue_id=job.claim.queue_id, hostname=self._hostname)
 
     def _content(self, message_id: int) -> bytes | None:
         """The mail itself. While the database is away, this waits: nothing was tried yet."""

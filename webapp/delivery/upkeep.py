@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +11,7 @@ from sqlalchemy.orm import aliased
 
 from webapp.connections.models import Connection as MailConnection
 from webapp.db import Database
+from webapp.delivery.decide import LOOKS, SETTLE_AFTER, may_go_again
 from webapp.delivery.models import (
     Attempt,
     Lane,
@@ -18,21 +19,19 @@ from webapp.delivery.models import (
     Outcome,
     Recipient,
     Setting,
-    Source,
     State,
     is_in,
+    may_move,
 )
 from webapp.delivery.queue import LAST_TRIED
 from webapp.delivery.tally import add_tally
-from webapp.sites.models import AfterUnclear, Mode, Site
+from webapp.mailers import registry
+from webapp.sites.models import Mode, Site
 
 OWNERSHIP = "delivery_token"
 
 _PRIMARY = aliased(MailConnection)
-_MAY_MOVE = sa.and_(
-    Message.state.in_((State.QUEUED, State.DEFERRED)), Message.source != Source.TEST
-)
-"""Unclear mail stays with the connection it went out by, and a test with the one it tests."""
+_MAY_MOVE = may_move()
 
 _LANE_BY_NOW = (
     sa.select(MailConnection.lane_id)
@@ -59,8 +58,10 @@ def take_over(connection: Connection, now: datetime) -> int:
             Message.unclear,
             Message.attempts,
             Site.after_unclear,
+            MailConnection.mailer,
         )
         .join(Site, Site.id == Message.site_id)
+        .outerjoin(MailConnection, MailConnection.id == Message.connection_id)
         .where(is_in(State.SENDING))
     ).all()
     for row in left:
@@ -91,7 +92,9 @@ def _raise_token(connection: Connection) -> int:
 
 def _settle_lost(connection: Connection, row: Any, now: datetime) -> None:
     """An attempt was started, and nobody knows how it ended."""
-    again = row.unclear == 0 and row.after_unclear == AfterUnclear.RATHER_TWICE
+    kind = registry().get(row.mailer or "")
+    asks = kind is not None and kind.settles
+    again = asks or may_go_again(row.unclear + 1, row.after_unclear)
     tried = [Recipient.message_id == row.id, Recipient.is_due.is_(sa.true())]
     last = _last_tried(connection, row)
     if last is not None:
@@ -111,11 +114,12 @@ def _settle_lost(connection: Connection, row: Any, now: datetime) -> None:
         sa.update(Message)
         .where(Message.id == row.id)
         .values(
-            state=State.UNCERTAIN if last is None else State.DEFERRED,
+            state=State.UNCERTAIN if last is None or asks else State.DEFERRED,
             unclear=row.unclear + 1,
+            looks=0 if asks else LOOKS,
             # None where its link was removed meanwhile: it waits for the next one.
             lane_id=sa.case((_HAS_CONNECTION, _LANE_BY_NOW), else_=Message.lane_id),
-            due_at=now if goes_on else None,
+            due_at=now + (SETTLE_AFTER if asks else timedelta()) if goes_on else None,
             finished_at=None if goes_on else now,
             last_code="",
             last_words="",

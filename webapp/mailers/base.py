@@ -7,7 +7,7 @@ A mailer is a frozen keyword-only dataclass of settings (see `webapp.fields`) th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
@@ -33,6 +33,9 @@ class TokenSource(Protocol):
         `refused` is a token that the remote answered 401 to: then one that is newer, by one forced
         renewal however many ask for it. `claims` is the challenge that came with the refusal.
         """
+
+    def permissions(self, grant_id: int) -> Collection[str]:
+        """What the account has granted, as far as is known; never raises, and asks nobody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +110,8 @@ class Mailer(ABC):
     `envelope` is False for services that take the recipients from the headers, and
     `max_recipients` is how many of them one mail may have there; `supports_return_path` says that
     the envelope sender can be chosen, `names_sender` that the From name can. `needs_link` means
-    that a person links an account first, and `usual_limits` is the pace it then begins with.
+    that a person links an account first, and `usual_limits` is the pace it then begins with;
+    `settles` says that `settle` may know, where the account permits it.
     """
 
     slug: ClassVar[str] = ""
@@ -121,6 +125,7 @@ class Mailer(ABC):
     max_recipients: ClassVar[int | None] = None
     needs_link: ClassVar[bool] = False
     usual_limits: ClassVar[Mapping[str, int]] = {}
+    settles: ClassVar[bool] = False
 
     @abstractmethod
     def open(self, surroundings: Surroundings) -> Conversation:
@@ -132,6 +137,17 @@ class Mailer(ABC):
 
         Empty where the account that is linked decides.
         """
+
+    def can_settle(self, surroundings: Surroundings) -> bool:
+        """Whether `settle` could know; asks nobody, and never raises."""
+        return False
+
+    def settle(self, message_id: str, surroundings: Surroundings) -> bool | None:
+        """Whether a mail with this Message-ID went out, after an answer was lost.
+
+        None: it cannot be known here. Raises DeliveryError when it could not be asked just now.
+        """
+        return None
 
     def send(self, envelope: Envelope, content: bytes, surroundings: Surroundings) -> Receipt:
         """Hand over a single mail in a conversation of its own."""

@@ -59,6 +59,8 @@ class DeliveryError(Exception):
     """
 
     kind: ClassVar[FailureKind]
+    unreached = False
+    """Nobody there took up the conversation: this says nothing about the mail."""
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from webapp.mailers.base import (
     TokenSource,
 )
 from webapp.mailers.errors import Cause, DeliveryError, NeedsReauthorisation, PermanentError
+from webapp.microsoft import sent_items
 from webapp.microsoft.graph import TIME_LIMIT, Answer, Graph, TokenRefused
 
 LARGEST = 2 * 1024 * 1024
@@ -41,6 +42,7 @@ class OutlookMailer(Mailer):
     names_sender: ClassVar[bool] = False
     max_recipients: ClassVar[int | None] = 500
     needs_link: ClassVar[bool] = True
+    settles: ClassVar[bool] = True
     usual_limits: ClassVar[Mapping[str, int]] = {
         "concurrency": 3,
         "per_minute": 30,
@@ -67,6 +69,34 @@ class OutlookMailer(Mailer):
     def lane_key(self) -> str:
         """Empty: the lane is the mailbox's."""
         return ""
+
+    def can_settle(self, surroundings: Surroundings) -> bool:
+        """Whether the account permits looking into its Sent Items."""
+        tokens = surroundings.tokens
+        if tokens is None or not self.grant_id:
+            return False
+        return sent_items.may_look(tokens.permissions(self.grant_id))
+
+    def settle(self, message_id: str, surroundings: Surroundings) -> bool | None:
+        """Whether the mail lies in Sent Items, where every mail that left is put."""
+        tokens = surroundings.tokens
+        if tokens is None or not self.can_settle(surroundings):
+            return None
+        token = tokens.token(self.grant_id)
+        try:
+            return self._is_there(token, message_id, surroundings)
+        except TokenRefused as refused:
+            newer = tokens.token(self.grant_id, refused=token.value, claims=refused.claims)
+            return self._is_there(newer, message_id, surroundings)
+
+    def _is_there(
+        self, token: AccessToken, message_id: str, surroundings: Surroundings
+    ) -> bool | None:
+        graph = Graph(token.api, ca_file=surroundings.ca_file, time_limit=TIME_LIMIT)
+        try:
+            return sent_items.is_there(graph, token.value, message_id)
+        finally:
+            graph.close()
 
 
 class OutlookConversation(Conversation):

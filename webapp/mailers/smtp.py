@@ -220,7 +220,17 @@ class SmtpConversation(Conversation):
                 # Servers hang up on connections they have had for long, at any command. Nothing
                 # of the mail was handed over, so a fresh connection may simply say it again.
                 self._drop()
-        return self._transaction(self._connect(), envelope, body)
+        return self._transaction(self._reach(), envelope, body)
+
+    def _reach(self) -> Wire:
+        """A fresh connection; one that does not come about is no matter of this mail."""
+        try:
+            return self._connect()
+        except Lost as lost:
+            self._drop()
+            raised = TransientError(lost.words, code=lost.code, cause_code=lost.cause)
+            raised.unreached = not lost.code and lost.cause is not Cause.PROTOCOL
+            raise raised from lost
 
     def _kept_wire(self) -> Wire | None:
         """The connection of the mail before, if it is still good."""

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session, aliased
 
 from webapp import ids
 from webapp.connections.models import Connection
+from webapp.delivery.decide import LOOKS, may_go_again
 from webapp.delivery.lanes import Limits, Pace
 from webapp.delivery.models import (
     Attempt,
@@ -128,6 +129,8 @@ class LogRow:
     last_code: str
     last_words: str
     waiting: Waiting | None
+    is_asked_about: bool = False
+    """Unclear, and the remote is still to be asked whether it went out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,12 +238,15 @@ def list_messages(
     before_id: int | None = None,
     after_id: int | None = None,
     limit: int = PAGE,
+    states: Sequence[State] = (),
 ) -> LogPage:
-    """A page of the messages of these sites (None: all of them).
+    """A page of the messages of these sites (None: all of them), in these states or in those of
+    the view.
 
     `before_id` and `after_id` are keys from another page; without them it is the first page.
     """
     whole = _scope(session, site_ids, view, since, until)
+    whole = replace(whole, states=tuple(states) or whole.states)
     if after_id is not None:
         page = _page_after(session, whole, search, after_id, limit)
         if page is not None:
@@ -613,6 +619,9 @@ _ROW = (
         Message.attempts,
         Message.last_code,
         Message.last_words,
+        Message.unclear,
+        Message.looks,
+        Site.after_unclear,
         Connection.nickname,
         Connection.mailer,
         Lane,
@@ -679,7 +688,14 @@ def _row(row: Any, is_partly_sent: bool, now: datetime) -> LogRow:
         last_code=row.last_code,
         last_words=row.last_words,
         waiting=waiting_for(row.due_at, row.Lane, now),
+        is_asked_about=state is State.UNCERTAIN and row.due_at is not None and _is_asked(row),
     )
+
+
+def _is_asked(row: Any) -> bool:
+    kind = registry().get(row.mailer or "")
+    asks = (kind is not None and kind.settles) or not may_go_again(row.unclear, row.after_unclear)
+    return asks and row.looks < LOOKS
 
 
 def connection_name(nickname: str | None, mailer: str | None) -> str:

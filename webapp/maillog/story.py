@@ -12,7 +12,8 @@ import flask_babel
 
 from webapp import show, web
 from webapp.accounts.rights import Right
-from webapp.delivery.lanes import Limits
+from webapp.delivery.decide import FOUND, LOOKS, NOT_FOUND, SETTLED
+from webapp.delivery.lanes import UNREACHABLE, Limits
 from webapp.delivery.models import Outcome, Source, State
 from webapp.fields import N_
 from webapp.mailers.errors import Cause
@@ -26,6 +27,7 @@ from webapp.maillog.service import (
     Waiting,
 )
 from webapp.mime.sender import FromReason
+from webapp.sites.models import AfterUnclear
 from webapp.words import Status, Tone, status_of
 
 
@@ -149,6 +151,8 @@ def _note_of_state(row: LogRow) -> str:
         return _("The answer was lost. It may have arrived; it is not sent again.")
     if row.waiting is None:
         return ""
+    if row.is_asked_about:
+        return _("The answer was lost. Microsoft is asked whether it lies in Sent Items.")
     if row.state is State.UNCERTAIN and row.waiting.until is not None:
         return _(
             "The answer was lost. It is sent once more at %(time)s.", time=when(row.waiting.until)
@@ -166,6 +170,13 @@ def waits(waiting: Waiting, attempts: int) -> str:
         return _waits_for_somebody(waiting) if waiting.reason is Reason.BLOCKED else ""
     time = when(waiting.until)
     if waiting.reason is Reason.BLOCKED:
+        if waiting.kind == UNREACHABLE:
+            since = when(waiting.since) if waiting.since else ""
+            return _(
+                "The remote cannot be reached since %(since)s. Next try at %(time)s.",
+                since=since,
+                time=time,
+            )
         return _("The remote asked to slow down. It goes on at %(time)s.", time=time)
     if not attempts:
         return _("Next at %(time)s.", time=time)
@@ -191,6 +202,7 @@ def _limits(limits: Limits) -> str:
         (limits.per_minute, _("%(n)s a minute")),
         (limits.per_hour, _("%(n)s an hour")),
         (limits.per_day, _("%(n)s a day")),
+        (limits.recipients_per_day, _("%(n)s recipients a day")),
     )
     return ", ".join(text % {"n": show.number(limit)} for limit, text in named if limit is not None)
 
@@ -327,6 +339,40 @@ def _attempt(mail: MessageDetail, attempt: AttemptRow) -> Iterator[Step]:
         text=_attempt_text(attempt),
         log=_attempt_log(attempt),
     )
+    settled = attempt.details.get(SETTLED)
+    if isinstance(settled, dict):
+        yield _settled(settled)
+
+
+def _settled(told: Mapping[str, Any]) -> Step:
+    """What is known by now of an attempt whose answer was lost, and what follows from it."""
+    at, looks = _moment(told.get("at")), told.get("looks")
+    if told.get("what") == FOUND:
+        return Step(
+            icon="sent",
+            tone="good",
+            at=at,
+            title=_("Found in Sent Items"),
+            text=_("So it went out, and is not sent again."),
+        )
+    if told.get("what") == NOT_FOUND and isinstance(looks, int) and looks < LOOKS:
+        text = ngettext(
+            "Looked once. The copy can take a while to appear.",
+            "Looked %(num)s times. The copy can take a while to appear.",
+            looks,
+        )
+        return Step(icon="unsure", tone="warn", at=at, title=_("Not in Sent Items yet"), text=text)
+    asked = told.get("what") == NOT_FOUND
+    title = _("Not in Sent Items") if asked else _("Nobody can look up whether it went out")
+    return Step(icon="unsure", tone="warn", at=at, title=title, text=_choice(told))
+
+
+def _choice(told: Mapping[str, Any]) -> str:
+    if told.get("choice") == AfterUnclear.NEVER_TWICE:
+        return _("This site wants no mail twice: it is left as it is.")
+    if told.get("unclear") == 1:
+        return _("This site would rather have a mail twice than never: it is sent once more.")
+    return _("It was sent once more already: it is left as it is.")
 
 
 def _attempt_log(attempt: AttemptRow) -> str:

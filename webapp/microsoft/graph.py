@@ -212,6 +212,14 @@ class Graph:
             log=tuple(log),
         )
 
+    def ask(self, token: str, path: str) -> Mapping[str, object]:
+        """The JSON object at a path below the root; `path` is ready for the wire."""
+        log: list[str] = []
+        reply = self._exchange("GET", path, token, None, log)
+        if reply.status != 200:
+            raise self._error(reply, token, log, sending=False)
+        return _json(reply.body)
+
     def close(self) -> None:
         """Let go of the connection; it comes back with the next call."""
         self._session.close()
@@ -309,6 +317,7 @@ class Graph:
         log.append(f"{self._time()} {words}")
         log.append(f"{_INDENT}client-request-id {client_request_id}")
         raised = kind(words, cause_code=cause)
+        raised.unreached = (mail is None or not mail.begun) and cause is not Cause.LOST
         raised.log = tuple(log)
         raise raised from error
 

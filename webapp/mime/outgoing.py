@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import format_datetime
 
 from webapp.mime.facts import from_address, too_many_hops
@@ -37,6 +37,7 @@ __all__ = [
 _LINE_ENDS = re.compile(rb"\r+\n?|\n")
 _NOT_IN_RECEIVED = re.compile(r"[^\x20-\x7e]|;")
 _NOT_IN_DOMAIN = re.compile(r"[^A-Za-z0-9.-]")
+_ID = re.compile(r"<[^<>\s]+>")
 _NOT_IN_ID = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -174,6 +175,16 @@ def _add_missing(headers: Headers, queue_id: str, hostname: str, at: datetime) -
     if not headers.has(b"message-id"):
         left = _NOT_IN_ID.sub("", queue_id) or "mail"
         headers.replace(b"Message-ID", f"<{left}@{_domain(hostname)}>".encode("ascii"))
+
+
+def message_id_of(raw: bytes, *, queue_id: str, hostname: str) -> str:
+    """The Message-ID with which this mail leaves, its own or the one that `compose` gives it."""
+    headers = split(crlf(raw)).headers
+    if not headers.has(b"message-id"):
+        _add_missing(headers, queue_id, hostname, datetime.now(UTC))
+    value = (headers.get(b"message-id") or b"").decode("utf-8", "replace")
+    found = _ID.search(value)
+    return found[0] if found else "".join(value.split())
 
 
 def _domain(hostname: str) -> str:

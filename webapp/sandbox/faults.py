@@ -40,6 +40,7 @@ class Kind(StrEnum):
     INVALID_TOKEN = "invalid_token"  # noqa: S105
     NOT_SENT_200 = "not_sent_200"
     SLOW = "slow"
+    SENT_ITEMS_EMPTY = "sent_items_empty_for"
 
 
 NAMES = {
@@ -69,6 +70,7 @@ NAMES = {
     Kind.INVALID_TOKEN: N_("Graph: access token refused (401)"),
     Kind.NOT_SENT_200: N_("Graph: answer is 200, mail is not sent"),
     Kind.SLOW: N_("Graph: slow answer"),
+    Kind.SENT_ITEMS_EMPTY: N_("Graph: mail shows in Sent Items only after a while"),
 }
 
 

@@ -1,10 +1,12 @@
-"""Graph as far as mail is sent through it: /me, /me/sendMail, /users/{id}/sendMail."""
+"""Graph as far as mail is sent through it: /me, /me/sendMail, /users/{id}/sendMail, Sent Items."""
 
 import binascii
 import json
+import re
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, NoReturn
 
 from webapp.sandbox import mails
@@ -107,6 +109,8 @@ def _operation(request: Request) -> tuple[str, Callable[[Call], Answer]]:
         return "/me/sendMail", _send_mine
     if path == "me" and request.method == "GET":
         return "/me", _show_me
+    if path == "me/mailFolders/sentitems/messages" and request.method == "GET":
+        return "/me/mailFolders/sentitems/messages", _show_sent
     parts = request.segments[2:]
     wanted = (request.method, len(parts), parts[0], parts[-1])
     if wanted == ("POST", 3, "users", "sendMail"):
@@ -230,6 +234,55 @@ def _signed_in(call: Call) -> Account:
         message = "/me request is only valid with delegated authentication flow."
         raise Refusal(400, "BadRequest", message)
     return call.account
+
+
+# ---- Sent Items ----
+
+READ = frozenset({"Mail.ReadWrite", "Mail.Read", "Mail.ReadBasic"})
+_BY_MESSAGE_ID = re.compile(r"internetMessageId eq '((?:[^']|'')*)'")
+
+
+def _show_sent(call: Call) -> Answer:
+    """Mails of this account with one Message-ID; the copies may take a while to show."""
+    account = _signed_in(call)
+    if not READ & call.access.permissions:
+        _deny_access()
+    given = call.request.arguments
+    wanted = _BY_MESSAGE_ID.fullmatch(given.get("$filter", ""))
+    if wanted is None:
+        message = "Invalid filter clause: the sandbox filters by internetMessageId only."
+        raise Refusal(400, "BadRequest", message)
+    message_id = wanted[1].replace("''", "'")
+    found = [
+        mail
+        for mail in call.world.inbox.all()
+        if mail.parsed.message_id == message_id and mail.account == account.mail
+    ]
+    if found and (late := call.fault(Kind.SENT_ITEMS_EMPTY)):
+        after = timedelta(milliseconds=late.milliseconds)
+        shown = call.world.now() - after
+        found = [mail for mail in found if after and mail.at <= shown]
+    values = [
+        {
+            "@odata.etag": f'W/"{mail.number}"',
+            "id": f"AAMk{mail.number:012d}=",
+            "sentDateTime": f"{mail.at:%Y-%m-%dT%H:%M:%SZ}",
+            "internetMessageId": mail.parsed.message_id,
+        }
+        for mail in found[: _top(given.get("$top", ""))]
+    ]
+    chosen = [name for name in given.get("$select", "").split(",") if name]
+    if chosen:
+        kept = {*chosen, "id", "@odata.etag"}
+        values = [{n: v for n, v in value.items() if n in kept} for value in values]
+    return Answer(
+        headers=(("Content-Type", "application/json"),),
+        body=json.dumps({"value": values}).encode(),
+    )
+
+
+def _top(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 4 else 10
 
 
 # ---- sendMail ----

@@ -12,7 +12,7 @@ from webapp.delivery import replan
 from webapp.fields import FieldErrors
 from webapp.installation import open_installation
 from webapp.sites import service
-from webapp.sites.models import CredentialKind, Site
+from webapp.sites.models import AfterUnclear, CredentialKind, Site
 from webapp.sites.service import OFFERED_MODES, NewCredential
 
 ACTOR = "command line"
@@ -56,6 +56,11 @@ def create_site(name: str, url: str, admin_email: str, as_json: bool) -> None:
 @click.option("--name", default=None, help="How it is called.")
 @click.option("--url", default=None, help="Where it is found.")
 @click.option("--admin-email", default=None, help="Who looks after it.")
+@click.option(
+    "--after-unclear",
+    type=click.Choice([choice.value for choice in AfterUnclear]),
+    help="Whether a mail goes once more when its answer was lost and nobody can know.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the site as JSON.")
 def set_site(
     slug: str,
@@ -63,10 +68,11 @@ def set_site(
     name: str | None,
     url: str | None,
     admin_email: str | None,
+    after_unclear: str | None,
     as_json: bool,
 ) -> None:
     """Change a site. Mail that waits when it is set to do-not-send is not sent."""
-    if mode is None and name is None and url is None and admin_email is None:
+    if all(given is None for given in (mode, name, url, admin_email, after_unclear)):
         refuse("say what to change, for example --mode do-not-send", USAGE)
     with closing(open_installation()) as installation:
         now = installation.db.now()
@@ -80,6 +86,7 @@ def set_site(
                     url=url,
                     admin_email=admin_email,
                     mode=mode,
+                    after_unclear=AfterUnclear(after_unclear) if after_unclear else None,
                     actor=ACTOR,
                     now=now,
                 )
@@ -123,9 +130,21 @@ def credential() -> None:
     metavar="PATTERN",
     help="An address it may send from, or *@example.org; none given: any.",
 )
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(service.SCOPES),
+    help="What a key may do; none given: send.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was made as JSON.")
 def create_credential(
-    slug: str, kind: str, label: str, senders: tuple[str, ...], as_json: bool
+    slug: str,
+    kind: str,
+    label: str,
+    senders: tuple[str, ...],
+    scopes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Make a login or a key. Its secret is printed now and never again."""
     with closing(open_installation()) as installation:
@@ -137,6 +156,7 @@ def create_credential(
                     kind=CredentialKind(kind),
                     label=label,
                     senders=senders,
+                    scopes=scopes,
                     actor=ACTOR,
                     now=installation.db.now(),
                 )
@@ -187,6 +207,7 @@ def shown_site(found: Site) -> dict[str, object]:
         "url": found.url,
         "admin_email": found.admin_email,
         "mode": str(found.mode),
+        "after_unclear": str(found.after_unclear),
     }
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from webapp import audit, ids
 from webapp.fields import N_, FieldErrors
-from webapp.sites.models import Credential, CredentialKind, Mode, Site
+from webapp.sites.models import AfterUnclear, Credential, CredentialKind, Mode, Site
 
 SLUG_LENGTH = 60
 NAME_LENGTH = 200
@@ -25,6 +25,9 @@ LABEL_LENGTH = 100
 MOST_PATTERNS = 100
 OFFERED_MODES = (Mode.LIVE, Mode.DO_NOT_SEND)
 """What a site may be set to today."""
+
+SCOPES = ("send", "read", "manage")
+"""What a key of the API may be allowed; the first of them unless others are named."""
 
 PLACEHOLDER_NAMES = ("WordPress",)
 TAKEN_SLUGS = frozenset({"new"})
@@ -86,6 +89,7 @@ def set_site(
     url: str | None = None,
     admin_email: str | None = None,
     mode: str | None = None,
+    after_unclear: AfterUnclear | None = None,
     actor: str,
     now: datetime,
 ) -> bool:
@@ -106,6 +110,8 @@ def set_site(
     site.name, site.url, site.admin_email = checked
     if mode is not None:
         site.mode = Mode(mode)
+    if after_unclear is not None:
+        site.after_unclear = after_unclear
     changes = audit.difference(before, _shown_site(site))
     if not changes:
         return False
@@ -215,6 +221,7 @@ def _shown_site(site: Site) -> dict[str, object]:
         "url": site.url,
         "admin_email": site.admin_email,
         "mode": str(site.mode),
+        "after_unclear": str(site.after_unclear or AfterUnclear.RATHER_TWICE),
         "placeholder_emails": list(site.placeholder_emails),
     }
 
@@ -255,11 +262,16 @@ def create_credential(
     label: str = "",
     senders: Iterable[str] = (),
     networks: Iterable[str] = (),
+    scopes: Iterable[str] = (),
     actor: str,
     now: datetime,
 ) -> NewCredential:
-    """Make a login or a key; raises FieldErrors for `label`, `senders` or `networks`."""
+    """Make a login or a key; raises FieldErrors for `label`, `senders`, `networks` or `scopes`.
+
+    A key may only send, unless its scopes are named; a login has none.
+    """
     label, allowed, places = _checked_credential(label, senders, networks)
+    granted = _checked_scopes(kind, scopes)
     secret = ids.secret()
     credential = Credential(
         site_id=site.id,
@@ -267,7 +279,7 @@ def create_credential(
         label=label,
         username=_free_username(session, site, kind),
         digest=digest(secret),
-        scopes=["send"] if kind == CredentialKind.API else [],
+        scopes=granted,
         senders=allowed,
         networks=places,
         created_at=now,
@@ -281,6 +293,7 @@ def create_credential(
         "label": [None, label],
         "senders": [None, allowed],
         "networks": [None, places],
+        "scopes": [None, granted],
         "secret": "changed",
     }
     _record(session, site, "credential created", "credential", credential.id, now, actor, changes)
@@ -367,6 +380,15 @@ def _checked_credential(
     if errors:
         raise FieldErrors(errors)
     return label, allowed, places
+
+
+def _checked_scopes(kind: CredentialKind, scopes: Iterable[str]) -> list[str]:
+    if kind != CredentialKind.API:
+        return []
+    wanted = set(scopes) or {SCOPES[0]}
+    if wanted - set(SCOPES):
+        raise FieldErrors({"scopes": N_("Choose among send, read and manage.")})
+    return [scope for scope in SCOPES if scope in wanted]
 
 
 def _each(texts: Iterable[str], check: Callable[[str], str]) -> list[str]:
