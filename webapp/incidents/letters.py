@@ -20,6 +20,8 @@ from webapp.sites.models import Site
 
 TEST_TITLE = N_("A sample: alerts reach you")
 TEST_TEXT = N_("Somebody pressed Send a Sample. Nothing is wrong, and nothing has to be done.")
+SINCE, OVER, SITES = N_("Since:"), N_("Over:"), N_("Sites:")
+WAITING, ANSWER, WHO = N_("Mails that wait:"), N_("Answer:"), N_("Who can put it right:")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,20 +138,20 @@ def _text(told: Letter, translate: Callable[..., str]) -> str:
     said, incident = told.said, told.incident
     parts = [said.title, said.text]
     if incident is not None:
-        facts = [f"{translate(N_('Since:'))} {since_of(incident):%Y-%m-%d %H:%M} UTC"]
+        facts = [f"{translate(SINCE)} {since_of(incident):%Y-%m-%d %H:%M} UTC"]
         if incident.closed_at is not None:
-            facts.append(f"{translate(N_('Over:'))} {incident.closed_at:%Y-%m-%d %H:%M} UTC")
+            facts.append(f"{translate(OVER)} {incident.closed_at:%Y-%m-%d %H:%M} UTC")
         if told.sites:
             names = ", ".join(site.name for site in told.sites)
-            facts.append(f"{translate(N_('Sites:'))} {names}")
+            facts.append(f"{translate(SITES)} {names}")
         if told.waiting and told.occasion is Occasion.OPENED:
-            facts.append(f"{translate(N_('Mails that wait:'))} {told.waiting}")
+            facts.append(f"{translate(WAITING)} {told.waiting}")
         if told.occasion is Occasion.OPENED and (incident.code or incident.words):
             words = " ".join(filter(None, [incident.code, incident.words]))
-            facts.append(f"{translate(N_('Answer:'))} {_line(words)}")
+            facts.append(f"{translate(ANSWER)} {_line(words)}")
         parts.append("\n".join(facts))
     if said.who:
-        parts.append("\n".join([translate(N_("Who can put it right:")), *said.who]))
+        parts.append("\n".join([translate(WHO), *said.who]))
     if said.steps:
         steps = (f"{number}. {step}" for number, step in enumerate(said.steps, 1))
         parts.append("\n".join(steps))
