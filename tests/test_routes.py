@@ -30,11 +30,12 @@ from webapp import ids
 from webapp.accounts import service as accounts
 from webapp.accounts.models import Role, User, UserSession
 from webapp.accounts.rights import LADDER, Access, Policy, Right, allows, is_per_site
+from webapp.api.schemas import Scope
 from webapp.crypto import KEY_BYTES, Keyring
 from webapp.delivery.models import Source, State
 from webapp.incidents.models import AlertTarget, Channel, Incident, IncidentSite
 from webapp.installation import Installation
-from webapp.sites.models import Site
+from webapp.sites.models import CredentialKind, Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,12 @@ def rules_of(app: Flask) -> list[Rule]:
     return [rule for rule in app.url_map.iter_rules() if rule.endpoint != "static"]
 
 
-def policy_of(app: Flask, rule: Rule) -> Policy | None:
+def pages_of(app: Flask) -> list[Rule]:
+    """Rules for people; those of the API ask for a key instead."""
+    return [rule for rule in rules_of(app) if not isinstance(policy_of(app, rule), Scope)]
+
+
+def policy_of(app: Flask, rule: Rule) -> Policy | Scope | None:
     return getattr(app.view_functions[rule.endpoint], "required_right", None)
 
 
@@ -204,7 +210,9 @@ def verdict(response: TestResponse, actor: Actor) -> str:
     return {401: "sign in", 403: "denied", 404: "not there"}.get(response.status_code, "allowed")
 
 
-def expected(policy: Policy, actor: Actor) -> str:
+def expected(policy: Policy | Scope, actor: Actor) -> str:
+    if isinstance(policy, Scope):
+        return "sign in"  # whoever it is: only a key opens it
     if policy is Access.PUBLIC:
         return "allowed"
     if not actor.signed_in:
@@ -299,7 +307,7 @@ ADMIN = ACTORS[-1]
 def test_a_thing_of_another_site_is_not_there(app: Flask, installation: Installation) -> None:
     browser, world = fresh(app, installation, ADMIN)
     wrong = []
-    for rule in rules_of(app):
+    for rule in pages_of(app):
         for name in rule.arguments - NOT_IDS:
             values = world.values | {name: world.foreign[name]}
             for method in methods_of(rule):
@@ -336,6 +344,63 @@ def test_a_thing_of_another_site_in_a_form_is_refused(
         if rule.endpoint in forms:
             path = address(app, rule, world.values)
             assert ask(browser, "POST", path, forms[rule.endpoint]).status_code in {404, 422}
+
+
+# ---- the API, by keys ----
+
+
+def a_key(session: Session, site: Site, *scopes: Scope) -> dict[str, str]:
+    """The header of a program with a key of these scopes."""
+    made, secret = a_credential(session, site, CredentialKind.API, scopes=list(scopes))
+    return {"Authorization": f"Bearer {made.username}.{secret}"}
+
+
+def api_verdicts(
+    app: Flask, installation: Installation, scopes: tuple[Scope, ...], foreign: bool
+) -> Iterator[tuple[Scope, str, int]]:
+    """Ask for every route of the API with a key of these scopes; `foreign` names what is another
+    site's."""
+    app.extensions["postroom.api"].sleep = lambda seconds: None
+    for rule in rules_of(app):
+        policy = policy_of(app, rule)
+        if not isinstance(policy, Scope) or (foreign and not rule.arguments):
+            continue
+        for method in methods_of(rule):
+            world = a_world(installation, ADMIN)
+            with installation.db.write() as session:
+                slug = str(world.values["slug"])
+                site = session.scalars(sa.select(Site).where(Site.slug == slug)).one()
+                key = a_key(session, site, *scopes)
+            path = address(app, rule, world.foreign if foreign else world.values)
+            answer = app.test_client().open(path, method=method, headers=key)
+            yield policy, f"{method} {rule.rule}", answer.status_code
+
+
+@pytest.mark.parametrize("scope", Scope)
+def test_a_key_opens_what_its_scope_names_and_nothing_else(
+    app: Flask, installation: Installation, scope: Scope
+) -> None:
+    wrong = [
+        f"{name}: {status}"
+        for policy, name, status in api_verdicts(app, installation, (scope,), foreign=False)
+        if status >= 500 or (status in {401, 403, 404}) != (policy is not scope)
+    ]
+    assert wrong == []
+
+
+def test_a_key_finds_nothing_of_another_site(app: Flask, installation: Installation) -> None:
+    found = list(api_verdicts(app, installation, tuple(Scope), foreign=True))
+    assert {status for _policy, _name, status in found} == {404}
+    assert len(found) >= 4
+
+
+def test_a_view_of_the_api_that_checks_nothing_is_found(
+    app: Flask, installation: Installation
+) -> None:
+    name = "api.message"
+    view = app.view_functions[name]
+    app.view_functions[name] = view.__wrapped__.__wrapped__  # type: ignore[attr-defined]
+    assert policy_of(app, next(rule for rule in rules_of(app) if rule.endpoint == name)) is None
 
 
 # ---- the walk finds what it looks for ----

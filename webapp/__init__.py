@@ -21,6 +21,7 @@ PAGES = (
     "webapp.microsoft.views",
     "webapp.incidents.views",
     "webapp.api.views",
+    "webapp.api.pages",
 )
 
 

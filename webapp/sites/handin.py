@@ -1,8 +1,11 @@
 """How a site is told where to hand in its mail: ready-made settings for common programs."""
 
+import json
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from webapp.config import Settings
 
@@ -66,6 +69,104 @@ def recipes(where: Place, login: Login) -> list[Recipe]:
         Recipe(slug="python", name="smtplib", where="Python", text=_python(where, login)),
         Recipe(slug="curl", name="curl", where="", text=_curl(where, login)),
     ]
+
+
+def api_recipes(url: str, key: str, sender: str, slug: str) -> list[Recipe]:
+    """How to hand in mail by HTTP in each language, and the way in for PHP's mail()."""
+    to = f"{url}/api/v1/messages"
+    mail = {"from": sender, "to": ["you@example.org"], "subject": "Hello", "text": "It works."}
+    return [
+        Recipe(slug="api-curl", name="curl", where="", text=_api_curl(to, key, mail)),
+        Recipe(slug="api-python", name="urllib", where="Python", text=_api_python(to, key, mail)),
+        Recipe(slug="api-php", name="curl", where="PHP", text=_api_php(to, key, mail)),
+        Recipe(slug="api-node", name="fetch", where="Node", text=_api_node(to, key, mail)),
+        Recipe(slug="api-mail", name="mail()", where="php.ini", text=sendmail_path(slug)),
+    ]
+
+
+def sendmail_path(slug: str) -> str:
+    """The line of php.ini by which mail() hands in mail here; for programs of this machine."""
+    command = shlex.quote(str(Path(sys.executable).with_name("postroom")))
+    return f'sendmail_path = "{command} sendmail -t -i --site {slug}"'
+
+
+Mail = dict[str, object]
+
+
+def _api_curl(url: str, key: str, mail: Mail) -> str:
+    parts = [
+        f"curl {shlex.quote(url)}",
+        f"--header {shlex.quote(f'Authorization: Bearer {key}')}",
+        f"--json {shlex.quote(json.dumps(mail, ensure_ascii=False))}",
+    ]
+    return " \\\n  ".join(parts)
+
+
+def _api_python(url: str, key: str, mail: Mail) -> str:
+    lines = [
+        "import json",
+        "import urllib.request",
+        "",
+        "mail = {",
+        *(f"    {json.dumps(name)}: {value!r}," for name, value in mail.items()),
+        "}",
+        "request = urllib.request.Request(",
+        f"    {url!r},",
+        "    data=json.dumps(mail).encode(),",
+        "    headers={",
+        f'        "Authorization": {f"Bearer {key}"!r},',
+        '        "Content-Type": "application/json",',
+        '        "Idempotency-Key": "order-1",',
+        "    },",
+        ")",
+        "with urllib.request.urlopen(request) as answer:",
+        "    print(json.load(answer))",
+    ]
+    return "\n".join(lines)
+
+
+def _api_php(url: str, key: str, mail: Mail) -> str:
+    lines = [
+        "$mail = [",
+        *(f"    {_php_text(name)} => {_php_value(value)}," for name, value in mail.items()),
+        "];",
+        f"$request = curl_init({_php_text(url)});",
+        "curl_setopt_array($request, [",
+        "    CURLOPT_RETURNTRANSFER => true,",
+        "    CURLOPT_HTTPHEADER => [",
+        f"        {_php_text(f'Authorization: Bearer {key}')},",
+        "        'Content-Type: application/json',",
+        "        'Idempotency-Key: order-1',",
+        "    ],",
+        "    CURLOPT_POSTFIELDS => json_encode($mail),",
+        "]);",
+        "echo curl_exec($request);",
+    ]
+    return "\n".join(lines)
+
+
+def _php_value(value: object) -> str:
+    if isinstance(value, list):
+        return "[" + ", ".join(_php_text(str(one)) for one in value) + "]"
+    return _php_text(str(value))
+
+
+def _api_node(url: str, key: str, mail: Mail) -> str:
+    lines = [
+        f"const answer = await fetch({json.dumps(url)}, {{",
+        '  method: "POST",',
+        "  headers: {",
+        f"    Authorization: {json.dumps(f'Bearer {key}')},",
+        '    "Content-Type": "application/json",',
+        '    "Idempotency-Key": "order-1",',
+        "  },",
+        "  body: JSON.stringify({",
+        *(f"    {name}: {json.dumps(value, ensure_ascii=False)}," for name, value in mail.items()),
+        "  }),",
+        "});",
+        "console.log(await answer.json());",
+    ]
+    return "\n".join(lines)
 
 
 def _wp(where: Place, login: Login) -> str:

@@ -12,7 +12,7 @@ from webapp import web
 from webapp.accounts.models import Role
 from webapp.accounts.rights import Access, Right, allows
 from webapp.fields import FieldErrors
-from webapp.forms import Form, Text, refuse
+from webapp.forms import Choice, Form, Text, refuse
 from webapp.sites import board as boards
 from webapp.sites import handin, service
 from webapp.sites.board import Part
@@ -33,7 +33,7 @@ menu_entry(
     _l("Connect"),
     group=Group.SITE,
     order=90,
-    covers=("create_credential", "revoke_credential"),
+    covers=("create_credential", "create_key", "revoke_credential"),
 )
 
 
@@ -64,6 +64,20 @@ class CredentialForm(Form):
             "between them. Empty: any."
         ),
         limit=5000,
+    )
+
+
+class KeyForm(CredentialForm):
+    """A key of the API for a site."""
+
+    scopes = Choice(
+        _l("It may"),
+        (
+            ("send", _l("hand in mail")),
+            ("send read", _l("hand in mail, and see what became of it")),
+            ("send read manage", _l("the same, and cancel, retry and resend")),
+            ("read", _l("only see what became of mail")),
+        ),
     )
 
 
@@ -194,14 +208,60 @@ def create_credential(slug: str) -> ResponseReturnValue:
     return credentials_page(CredentialForm(formdata=None), made)
 
 
-def credentials_page(form: CredentialForm, made: NewCredential | None = None) -> str:
-    """The page, with the password of a login that was made just now."""
+@bp.post("/sites/<slug>/keys")
+@requires(Right.MANAGE_CREDENTIALS)
+def create_key(slug: str) -> ResponseReturnValue:
+    """Make a key of the API. It stands in this one answer and nowhere else, so no redirect."""
+    form = KeyForm(prefix="key-")
+    if not form.validate():
+        return credentials_page(CredentialForm(formdata=None), key_form=form), 422
+    try:
+        with db().write() as session:
+            made = service.create_credential(
+                session,
+                session.get_one(Site, g.site.id),
+                kind=CredentialKind.API,
+                label=form.label.data or "",
+                senders=re.split(r"[\s,;]+", form.senders.data or ""),
+                scopes=(form.scopes.data or "").split(),
+                actor=actor(),
+                now=now(),
+            )
+    except FieldErrors as error:
+        show_errors(form, error)
+        return credentials_page(CredentialForm(formdata=None), key_form=form), 422
+    return credentials_page(CredentialForm(formdata=None), made_key=made)
+
+
+def credentials_page(
+    form: CredentialForm,
+    made: NewCredential | None = None,
+    *,
+    key_form: KeyForm | None = None,
+    made_key: NewCredential | None = None,
+) -> str:
+    """The page, with the password of a login or the key that was made just now."""
     with db().read() as session:
         logins = service.credentials_of(session, g.site.id, kind=CredentialKind.SMTP)
-    where = handin.place(web.installation().settings)
+        keys = service.credentials_of(session, g.site.id, kind=CredentialKind.API)
+    settings = web.installation().settings
+    where = handin.place(settings)
     shown = made.credential if made else (logins[-1] if logins else None)
+    shown_key = made_key.credential if made_key else (keys[-1] if keys else None)
     return render_template(
         "sites/credentials.html",
+        key_form=key_form or KeyForm(formdata=None, prefix="key-"),
+        keys=keys,
+        made_key=made_key,
+        shown_key=shown_key,
+        api_recipes=handin.api_recipes(
+            settings.url,
+            made_key.key if made_key else _("KEY"),
+            handin.example_sender(shown_key.senders, g.site.admin_email),
+            g.site.slug,
+        )
+        if shown_key
+        else [],
         form=form,
         logins=logins,
         made=made,
