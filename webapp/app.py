@@ -26,6 +26,8 @@ def build(installation: Installation, pages: Iterable[Blueprint]) -> Flask:
     app.config["BABEL_TRANSLATION_DIRECTORIES"] = str(i18n.compile_catalogues(settings.instance))
     Babel(app, locale_selector=web.language, timezone_selector=web.time_zone)
     app.before_request(lambda: protect.to_our_host(settings))
+    disk = protect.last_reserve(settings)
+    app.before_request(lambda: protect.refuse_without_room(disk))
     protect.csrf.init_app(app)
     web.set_up_login(app)
     show.set_up_templates(app)

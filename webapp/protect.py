@@ -17,6 +17,7 @@ from webapp import ids, problems, show, web
 from webapp.accounts.service import SESSION_LASTS
 from webapp.config import Settings
 from webapp.crypto import Keyring
+from webapp.disk import Disk, data_folders
 from webapp.fields import N_
 
 if TYPE_CHECKING:
@@ -108,6 +109,30 @@ def to_our_host(settings: Settings) -> Response | None:
     return found
 
 
+class DiskFull(HTTPException):
+    """507: only the last of the disk is left, and that is for mail that was taken already."""
+
+    code = 507
+    description = "The disk is full."
+
+
+LAST_RESERVE = 10
+"""Pages may write until only this part of the reserve for new mail is left: a tenth."""
+
+
+def last_reserve(settings: Settings) -> Disk:
+    """The disk as pages see it: they may go on when new mail is refused, but not to the end."""
+    return Disk(data_folders(settings), settings.disk_reserve_bytes // LAST_RESERVE)
+
+
+def refuse_without_room(disk: Disk) -> None:
+    """Pages that change something are refused when only the last reserve is left."""
+    if request.blueprint in FOR_PROGRAMS or request.method in {"GET", "HEAD", "OPTIONS"}:
+        return
+    if not disk.has_room():
+        raise DiskFull
+
+
 class TrustedProxies:
     """Believe forwarded headers from named proxies only; from anybody else they are ignored."""
 
@@ -157,6 +182,7 @@ PAGES = {
     413: N_("Too large"),
     429: N_("Too many tries"),
     500: N_("Something broke here"),
+    507: N_("The disk is full"),
 }
 
 

@@ -402,3 +402,21 @@ def test_the_commands_refuse_with_the_code_programs_know(tmp_path: Path) -> None
     file.write_bytes(file.read_bytes()[:200])
     assert other.refused("restore", str(file))[0] == 65
     assert other.refused("backup", str(tmp_path / "no" / "folder"))[0] == 78
+
+
+def test_held_mail_is_released_from_the_terminal(tmp_path: Path) -> None:
+    house = House(tmp_path / "one", "")
+    house.command("migrate")
+    for name in ("Shop", "Blog"):
+        house.made("site", "create", name)
+        house.command("sendmail", "--site", name.lower(), "a@example.org", stdin=b"Subject: x\n\nx")
+    file = tmp_path / "b.tar.gz"
+    house.command("backup", str(file), "--with-key")
+    other = House(tmp_path / "two", "")
+    assert other.made("restore", str(file), "--hold")["held"] == 2
+    mails = other.made("message", "list", "--state", "held")
+    assert len(mails) == 2
+    assert other.refused("message", "release")[0] == 64
+    assert other.command("message", "release", mails[0]["id"]) == b"1 mails are on their way.\n"
+    assert other.command("message", "release", "--all", "--site", "shop").startswith(b"1 ")
+    assert {mail["state"] for mail in other.made("message", "list")} == {"queued"}

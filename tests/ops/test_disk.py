@@ -1,7 +1,9 @@
 """The reserve of disk: new mail is refused in time, and what was taken still goes out."""
 
+import base64
 import os
 import random
+import smtplib
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,8 +13,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from tests.factories import a_user
+from tests.faults.rig import House, Sink, wait_for
 from tests.ingress.test_accept import a_submission
 from tests.ingress.test_smtp import Listener, add_credential
+from tests.pages import Browser
 from tests.rig.absence import absent
 from tests.rig.ports import free_port
 from tests.world import World, a_mail, a_world
@@ -21,16 +26,17 @@ from webapp.delivery.models import Message, State
 from webapp.delivery.wake import Waker
 from webapp.disk import Disk, data_folders, free_bytes
 from webapp.ingress.accept import Accepted, Acceptor, NotAccepted
+from webapp.installation import Installation
 
 MB = 1024 * 1024
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB of its own."""
+    """A file system of 32 MB of its own."""
     place = tmp_path / "small"
     place.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)]
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]
     if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True, check=False).returncode:
         absent("no small file system", remedy="only root may mount one", required=False)
     yield place
@@ -171,7 +177,7 @@ def test_what_was_taken_is_delivered_out_of_the_reserve(
 ) -> None:
     site = full_world.a_site()
     lane = full_world.lane_of(full_world.a_connection(site))
-    acceptor = begin(full_world, Disk([small_disk], 12 * MB))
+    acceptor = begin(full_world, Disk([small_disk], 20 * MB))
     answers = [answer(acceptor.submit(a_submission(site, a_file(200_000)))) for _ in range(90)]
     accepted = {said for said in answers if not said.startswith("452 ")}
     assert 0 < len(accepted) < 90
@@ -192,7 +198,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_commit_breaks_nothing(
     site = full_world.a_site()
     lane = full_world.lane_of(full_world.a_connection(site))
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(2 * MB))
+    ballast.write_bytes(bytes(10 * MB))
     acceptor = begin(full_world, None)
     waiting = [acceptor.submit(a_submission(site, a_file(300_000))) for _ in range(90)]
     answers = [answer(item) for item in waiting]
@@ -209,3 +215,53 @@ def test_a_disk_that_is_full_in_the_middle_of_a_commit_breaks_nothing(
     full_world.finish(claims[0])
     assert full_world.gaps() == 0
     assert is_sound(full_world)
+
+
+def test_a_whole_installation_delivers_on_while_its_disk_is_nearly_full(small_disk: Path) -> None:
+    house = House(small_disk / "instance", "")
+    house.environment_more = {"POSTROOM_DISK_RESERVE_BYTES": str(22 * MB)}
+    house.command("migrate")
+    slug = house.made("site", "create", "Shop")["slug"]
+    login = house.made("credential", "create", slug, "--kind", "smtp")
+    sink = Sink()
+    sink.delay = 0.01
+    sink.connect(house, slug)
+    house.start()
+    answers = []
+    with smtplib.SMTP("127.0.0.1", house.smtp, timeout=60) as client:
+        client.login(login["username"], login["password"])
+        for _ in range(60):
+            try:
+                client.sendmail("shop@example.com", ["a@example.org"], as_text(a_file(150_000)))
+                answers.append(250)
+            except smtplib.SMTPResponseException as refused:
+                answers.append(refused.smtp_code)
+                client.rset()
+    assert set(answers) == {250, 452}
+    big = as_text(a_file(4 * MB))
+    assert house.refused("sendmail", "a@example.org", stdin=big)[0] == 75
+    wait_for(lambda: sink.arrived.total() == answers.count(250), "every mail that was taken")
+    wait_for(
+        lambda: {m["state"] for m in house.made("message", "list")} == {"sent"}, "their record"
+    )
+    assert b"ok   ledger" in house._run(["doctor"], b"").stdout
+    assert house.stop() == 0
+    sink.close()
+
+
+def as_text(raw: bytes) -> bytes:
+    """In lines, as SMTP wants it, and not shorter for it."""
+    head, _, body = raw.partition(b"\r\n\r\n")
+    return head + b"\r\n\r\n" + base64.encodebytes(body).replace(b"\n", b"\r\n")
+
+
+def test_pages_change_nothing_when_only_the_last_reserve_is_left(
+    client: Browser, installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with installation.db.write() as session:
+        a_user(session)
+    client.get("/signin")
+    monkeypatch.setattr(Disk, "has_room", lambda self, size=0: False)
+    client.get("/signin")
+    page = client.post("/signin", {"email": "a@b.example", "password": "x"}, status=507)
+    assert page.h1 == "The disk is full"

@@ -33,7 +33,6 @@ from webapp.outward import Outward
 from webapp.sites.models import Mode, Site
 
 MB = 1024 * 1024
-RESERVE_BYTES = 500 * MB
 SAMPLE = 50
 """Sealed values of each kind that are opened; with `full`, all."""
 PATIENCE = 3.0
