@@ -54,7 +54,9 @@ class GraphPost(Post):
         """As the link flow does it."""
         cache, who = hand_over(self.sandbox, sign_in(self.sandbox, ORDERS)["refresh_token"])
         with self.installation.db.write() as session:
-            connection = session.scalars(sa.select(Connection)).one()
+            connection = session.scalars(
+                sa.select(Connection).where(Connection.is_system.is_(False))
+            ).one()
             service.attach(
                 session,
                 self.installation.keyring,
