@@ -14,7 +14,7 @@ from webapp import show, web
 from webapp.accounts.rights import Right
 from webapp.delivery.decide import FOUND, LOOKS, NOT_FOUND, SETTLED
 from webapp.delivery.lanes import UNREACHABLE, Limits
-from webapp.delivery.models import Outcome, Source, State
+from webapp.delivery.models import ASKED, Outcome, Source, State
 from webapp.fields import N_
 from webapp.mailers.errors import Cause
 from webapp.maillog.service import (
@@ -283,6 +283,10 @@ def _routed(mail: MessageDetail) -> Iterator[Step]:
     elif code == "test" and mail.row.via:
         title = _("Routed to %(via)s", via=mail.row.via)
         text = _("A test of this connection: no routing, no backup.")
+        yield Step(icon="route", at=at, title=title, text=text)
+    elif code == ASKED and mail.row.via:
+        title = _("Routed to %(via)s", via=mail.row.via)
+        text = _("Whoever handed it in asked for this connection.")
         yield Step(icon="route", at=at, title=title, text=text)
     elif code == "no-connection":
         text = _("This site has none that can send. The mail waits until it does.")
