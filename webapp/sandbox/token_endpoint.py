@@ -240,7 +240,7 @@ def _show_faults(
     secret: str,
 ) -> None:
     kinds: tuple[Kind, ...] = _WHOLE_APPLICATION
-    if _is(secret, application.next_secret):
+    if application.next_secret and not _is(secret, application.secret):
         kinds = tuple(kind for kind in kinds if kind is not Kind.EXPIRED_SECRET)
     if account is not None:
         kinds += _ANY_SIGN_IN
