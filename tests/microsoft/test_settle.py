@@ -22,7 +22,7 @@ from webapp.accounts.models import Role
 from webapp.delivery import actions, decide, replan, settle, upkeep
 from webapp.delivery.decide import LOOKS, Claimed, Result
 from webapp.delivery.lanes import UNREACHABLE, Limits, Pace
-from webapp.delivery.models import Outcome, State
+from webapp.delivery.models import Message, Outcome, State
 from webapp.installation import Installation
 from webapp.mailers.errors import Cause, TransientError, UncertainError
 from webapp.microsoft.graph import Graph
@@ -242,7 +242,11 @@ def test_a_worker_that_is_killed_with_a_look_out_leaves_it_to_the_next(bench: Se
     assert (message.state, message.unclear) == (State.SENT, 1)
 
 
-def test_a_killed_attempt_is_looked_for_where_it_can_be(bench: Settling) -> None:
+@pytest.mark.parametrize("choice", list(AfterUnclear))
+def test_a_killed_attempt_is_looked_for_where_it_can_be(
+    bench: Settling, choice: AfterUnclear
+) -> None:
+    bench.chooses(choice)
     queue_id = bench.world.accept(bench.site)
     bench.go()
     with bench.world.db.write() as session:
@@ -256,6 +260,15 @@ def test_a_killed_attempt_is_looked_for_where_it_can_be(bench: Settling) -> None
     assert (look.is_look, look.sought) == (True, "")
     bench.end(FOUND, look)
     assert bench.world.message(queue_id).state == State.SENT
+
+
+def test_a_mail_is_never_asked_about_twice_at_a_time(bench: Settling) -> None:
+    bench.lose()
+    look = bench.at(1)
+    with bench.world.db.write() as session:
+        session.execute(sa.update(Message).values(due_at=bench.world.now))
+    assert bench.go() == [look]
+    assert bench.end(FOUND, look) == []
 
 
 def test_a_page_that_decides_during_a_look_is_right(bench: Settling) -> None:

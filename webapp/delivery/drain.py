@@ -6,7 +6,7 @@ here by `claims`; it changes only after a commit, so that a commit that failed l
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -216,6 +216,7 @@ class Drain:
         if not self._due or free <= 0:
             return
         self._refresh(connection)
+        under_way = self.claims.keys() - {item.claim.message_id for item in finished}
         order = self._in_turn()
         for lane_id in order:
             lane = self._lanes.get(lane_id)
@@ -227,7 +228,7 @@ class Drain:
             slots = self._slots(lane, busy + free) - busy
             if lane.trips:
                 slots = 0 if self._is_probing(lane, finished) else min(slots, 1)
-            free -= self._claim_from(connection, taken, lane, min(slots, free), now)
+            free -= self._claim_from(connection, taken, lane, min(slots, free), now, under_way)
         self._turn = order[0]
 
     def _in_turn(self) -> list[int]:
@@ -250,7 +251,13 @@ class Drain:
         return min(limit, max(1, within_reach // 3))
 
     def _claim_from(
-        self, connection: DbConnection, taken: Taken, lane: LaneState, slots: int, now: datetime
+        self,
+        connection: DbConnection,
+        taken: Taken,
+        lane: LaneState,
+        slots: int,
+        now: datetime,
+        under_way: Set[int],
     ) -> int:
         """Claim up to `slots` mails of one lane; returns how many it were."""
         room = lane.pace.room(now)
@@ -262,6 +269,10 @@ class Drain:
         found, lane.last_site = queue.due_ids(connection, lane.id, count, lane.last_site, now)
         if not found:
             self._due.remove(lane.id)
+            return 0
+        # A look keeps its mail due, for later; whoever makes it due at once must not get two looks.
+        found = [key for key in found if key not in under_way]
+        if not found:
             return 0
         self._open(connection, found)
         most = self._most_recipients()
