@@ -49,6 +49,9 @@ _spec = SpecTree(
     ],
 )
 
+_parameters: set[str] = set()
+"""Models whose fields are parameters: no body is made of them."""
+
 
 def operation(
     name: str,
@@ -73,6 +76,7 @@ def operation(
         f"HTTP_{code}": (Problem, "; ".join(dict.fromkeys(titles)))
         for code, titles in sorted(by_status.items())
     }
+    _parameters.update(model.__name__ for model in (query, headers) if model is not None)
     return _spec.validate(
         json=takes,
         query=query,
@@ -92,7 +96,8 @@ def document(app: Flask, url: str) -> dict[str, Any]:
     told["servers"] = [{"url": url}]
     told["jsonSchemaDialect"] = "https://spec.openapis.org/oas/3.1/dialect/base"
     told["components"]["headers"] = _HEADERS
-    # What spectree adds for checks of its own, which are not used.
+    for name in _parameters:
+        del told["components"]["schemas"][name]
     for path in told["paths"].values():
         for one in path.values():
             _complete(one)
@@ -139,10 +144,24 @@ def _complete(one: dict[str, Any]) -> None:
             answer["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
         if int(status) >= 400:
             answer["content"] = {MEDIA_TYPE: answer["content"]["application/json"]}
+    for parameter in one["parameters"]:
+        parameter["schema"] = _without_null(parameter["schema"])
     if not one["tags"]:
         del one["tags"]
     if is_public:
         one["responses"].pop("422", None)
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter is there or it is not; there is no null in an address or a header."""
+    told = {name: value for name, value in schema.items() if name != "description"}
+    if told.get("default", "") is None:
+        del told["default"]
+    choices = [one for one in told.get("anyOf", ()) if one != {"type": "null"}]
+    if len(choices) == 1:
+        del told["anyOf"]
+        told |= choices[0]
+    return told
 
 
 MAIL_EXAMPLE = {

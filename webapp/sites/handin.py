@@ -97,7 +97,8 @@ def _api_curl(url: str, key: str, mail: Mail) -> str:
     parts = [
         f"curl {shlex.quote(url)}",
         f"--header {shlex.quote(f'Authorization: Bearer {key}')}",
-        f"--json {shlex.quote(json.dumps(mail, ensure_ascii=False))}",
+        "--header 'Content-Type: application/json'",
+        f"--data {shlex.quote(json.dumps(mail, ensure_ascii=False))}",
     ]
     return " \\\n  ".join(parts)
 
@@ -106,6 +107,7 @@ def _api_python(url: str, key: str, mail: Mail) -> str:
     lines = [
         "import json",
         "import urllib.request",
+        "import uuid",
         "",
         "mail = {",
         *(f"    {json.dumps(name)}: {value!r}," for name, value in mail.items()),
@@ -116,7 +118,7 @@ def _api_python(url: str, key: str, mail: Mail) -> str:
         "    headers={",
         f'        "Authorization": {f"Bearer {key}"!r},',
         '        "Content-Type": "application/json",',
-        '        "Idempotency-Key": "order-1",',
+        '        "Idempotency-Key": str(uuid.uuid4()),  # the same one when you try again',
         "    },",
         ")",
         "with urllib.request.urlopen(request) as answer:",
@@ -136,7 +138,8 @@ def _api_php(url: str, key: str, mail: Mail) -> str:
         "    CURLOPT_HTTPHEADER => [",
         f"        {_php_text(f'Authorization: Bearer {key}')},",
         "        'Content-Type: application/json',",
-        "        'Idempotency-Key: order-1',",
+        "        // the same one when you try again",
+        "        'Idempotency-Key: ' . bin2hex(random_bytes(16)),",
         "    ],",
         "    CURLOPT_POSTFIELDS => json_encode($mail),",
         "]);",
@@ -158,7 +161,8 @@ def _api_node(url: str, key: str, mail: Mail) -> str:
         "  headers: {",
         f"    Authorization: {json.dumps(f'Bearer {key}')},",
         '    "Content-Type": "application/json",',
-        '    "Idempotency-Key": "order-1",',
+        "    // the same one when you try again",
+        '    "Idempotency-Key": crypto.randomUUID(),',
         "  },",
         "  body: JSON.stringify({",
         *(f"    {name}: {json.dumps(value, ensure_ascii=False)}," for name, value in mail.items()),
