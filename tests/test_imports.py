@@ -11,6 +11,7 @@ WEBAPP = Path(__file__).parents[1] / "webapp"
 # module goes on the first line below everything that it imports.
 LAYERS = (
     "config",
+    "disk",
     "trust",
     "outward",
     "logs",
@@ -25,6 +26,7 @@ LAYERS = (
     "microsoft.codes",
     "mailers.base",
     "microsoft.graph",
+    "microsoft.sent_items",
     "mailers.*",
     "mailers",
     "audit",
@@ -36,6 +38,7 @@ LAYERS = (
     "connections.models",
     "microsoft.models",
     "connections.service",
+    "microsoft.dates",
     "routing.models",
     "routing.service",
     "delivery.models",
@@ -50,6 +53,8 @@ LAYERS = (
     "delivery.ownership",
     "delivery.decide",
     "delivery.tally",
+    "delivery.depth",
+    "delivery.settle",
     "delivery.queue",
     "delivery.finish",
     "delivery.upkeep",
@@ -59,8 +64,8 @@ LAYERS = (
     "delivery.drain",
     "microsoft.service",
     "microsoft.tokens",
+    "microsoft.successors",
     "microsoft.keepalive",
-    "microsoft.sent_items",
     "microsoft.standing",
     "explain.*",
     "ingress.accept",
@@ -109,6 +114,7 @@ LAYERS = (
     "web_server",
     "serve",
     "parts",
+    "demo",
     "cli",
 )
 FIRST_WITH_FLASK = LAYERS.index("web")
