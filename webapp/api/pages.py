@@ -84,7 +84,7 @@ def read() -> ResponseReturnValue:
 
 def _operation(path: str, method: str, one: Mapping[str, Any]) -> Operation:
     bodies = one.get("requestBody", {}).get("content", {})
-    scopes = next((scopes for each in one["security"] for scopes in each.values()), [])
+    scopes: list[str] = next((each for way in one["security"] for each in way.values()), [])
     return Operation(
         name=one["operationId"],
         method=method.upper(),

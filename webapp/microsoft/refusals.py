@@ -104,9 +104,7 @@ def _sentences(found: Explanation, values: Mapping[str, object]) -> str:
             if part.on
         ]
         # The administrator's link is offered by the notice itself.
-        parts += [
-            _(step.text, **values) for step in found.steps[:1] if step.action not in _OFFERED
-        ]
+        parts += [_(step.text, **values) for step in found.steps[:1] if step.action not in _OFFERED]
     return " ".join(parts)
 
 

@@ -74,7 +74,12 @@ def recipes(where: Place, login: Login) -> list[Recipe]:
 def api_recipes(url: str, key: str, sender: str, slug: str) -> list[Recipe]:
     """How to hand in mail by HTTP in each language, and the way in for PHP's mail()."""
     to = f"{url}/api/v1/messages"
-    mail = {"from": sender, "to": ["you@example.org"], "subject": "Hello", "text": "It works."}
+    mail: Mail = {
+        "from": sender,
+        "to": ["you@example.org"],
+        "subject": "Hello",
+        "text": "It works.",
+    }
     return [
         Recipe(slug="api-curl", name="curl", where="", text=_api_curl(to, key, mail)),
         Recipe(slug="api-python", name="urllib", where="Python", text=_api_python(to, key, mail)),
