@@ -10,7 +10,14 @@ import pytest
 import sqlalchemy as sa
 
 from tests.delivery.test_breaker import NOBODY, SLOWER, Bench
-from tests.factories import a_connection, a_lane, an_installation
+from tests.factories import (
+    a_connection,
+    a_grant,
+    a_lane,
+    a_mailbox,
+    an_app,
+    an_installation,
+)
 from tests.maillog.test_message_pages import World as Log
 from tests.maillog.test_message_pages import story, titles
 from tests.microsoft.test_delivery import ORDERS, GraphPost
@@ -19,6 +26,8 @@ from tests.rig import graph_contract, linking
 from tests.rig.sandbox import SandboxThread
 from tests.world import World, a_world
 from webapp.accounts.models import Role
+from webapp.connections.models import Connection
+from webapp.crypto import Keyring, new_key, parse_key
 from webapp.delivery import actions, decide, replan, settle, upkeep
 from webapp.delivery.decide import LOOKS, Claimed, Result
 from webapp.delivery.lanes import UNREACHABLE, Limits, Pace
@@ -70,6 +79,15 @@ class Settling(Bench):
         self.world.now = self.began + timedelta(minutes=minutes)
         (claim,) = self.go()
         return claim
+
+    def grants(self, *permissions: str) -> None:
+        """The connection sends by Microsoft, and may do this there."""
+        keyring = Keyring([parse_key(new_key())])
+        with self.world.db.write() as session:
+            app, mailbox = an_app(session, keyring), a_mailbox(session)
+            grant = a_grant(session, keyring, app, mailbox, scopes=list(permissions))
+            connection = session.get_one(Connection, self.connection)
+            connection.mailer, connection.grant_id = "outlook", grant.id
 
     def chooses(self, choice: AfterUnclear) -> None:
         with self.world.db.write() as session:
@@ -249,11 +267,7 @@ def test_a_killed_attempt_is_looked_for_where_it_can_be(
     bench.chooses(choice)
     queue_id = bench.world.accept(bench.site)
     bench.go()
-    with bench.world.db.write() as session:
-        session.execute(
-            sa.text("UPDATE connection SET mailer = 'outlook' WHERE id = :key"),
-            {"key": bench.connection},
-        )
+    bench.grants("Mail.Send", "Mail.Read")
     bench.take_over()
     assert bench.go() == []
     look = bench.at(1)
@@ -269,6 +283,17 @@ def test_a_mail_is_never_asked_about_twice_at_a_time(bench: Settling) -> None:
         session.execute(sa.update(Message).values(due_at=bench.world.now))
     assert bench.go() == [look]
     assert bench.end(FOUND, look) == []
+
+
+def test_a_killed_attempt_goes_at_once_where_nobody_may_look(bench: Settling) -> None:
+    queue_id = bench.world.accept(bench.site)
+    bench.go()
+    bench.grants("Mail.Send")
+    bench.take_over()
+    (claim,) = bench.go()
+    assert (claim.is_look, claim.number) == (False, 2)
+    bench.succeed(claim)
+    assert bench.world.message(queue_id).maybe_twice
 
 
 def test_a_page_that_decides_during_a_look_is_right(bench: Settling) -> None:

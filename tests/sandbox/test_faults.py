@@ -7,6 +7,7 @@ import pytest
 import requests
 
 from tests.sandbox.conftest import Client, arguments, number_of
+from webapp.microsoft.sent_items import path_of
 from webapp.sandbox.faults import Fault, Kind
 
 MIME = (
@@ -163,6 +164,26 @@ def test_a_slow_answer_comes_in_the_end(client: Client) -> None:
     client.sandbox.fault("token_slow", milliseconds=5)
     assert send(client, tokens["access_token"]).status_code == 202
     assert client.refresh(tokens).ok
+
+
+def test_a_mail_may_be_missing_in_sent_items_for_a_while(client: Client) -> None:
+    root = client.sandbox.graph
+    tokens = client.link(scope=f"openid offline_access {root}/Mail.Send {root}/Mail.ReadWrite")
+    token = tokens["access_token"]
+    assert send(client, token).status_code == 202
+
+    def shown() -> int:
+        answer = client.graph("GET", path_of("<17@contoso.example>"), token)
+        assert answer.status_code == 200
+        return len(answer.json()["value"])
+
+    assert shown() == 1
+    client.sandbox.fault("sent_items_empty_for", milliseconds=600_000)
+    assert shown() == 0
+    client.sandbox.fault("sent_items_empty_for", milliseconds=1)
+    assert shown() == 1
+    client.sandbox.fault("sent_items_empty_for", times=1)
+    assert [shown(), shown()] == [0, 1]
 
 
 def test_a_fault_of_one_account_leaves_the_others_alone(client: Client) -> None:

@@ -26,6 +26,8 @@ from webapp.delivery.models import (
 from webapp.delivery.queue import LAST_TRIED
 from webapp.delivery.tally import add_tally
 from webapp.mailers import registry
+from webapp.microsoft.models import Grant
+from webapp.microsoft.sent_items import may_look
 from webapp.sites.models import Mode, Site
 
 OWNERSHIP = "delivery_token"
@@ -59,9 +61,11 @@ def take_over(connection: Connection, now: datetime) -> int:
             Message.attempts,
             Site.after_unclear,
             MailConnection.mailer,
+            Grant.scopes,
         )
         .join(Site, Site.id == Message.site_id)
         .outerjoin(MailConnection, MailConnection.id == Message.connection_id)
+        .outerjoin(Grant, Grant.id == MailConnection.grant_id)
         .where(is_in(State.SENDING))
     ).all()
     for row in left:
@@ -93,7 +97,7 @@ def _raise_token(connection: Connection) -> int:
 def _settle_lost(connection: Connection, row: Any, now: datetime) -> None:
     """An attempt was started, and nobody knows how it ended."""
     kind = registry().get(row.mailer or "")
-    asks = kind is not None and kind.settles
+    asks = kind is not None and kind.settles and may_look(row.scopes or ())
     again = asks or may_go_again(row.unclear + 1, row.after_unclear)
     tried = [Recipient.message_id == row.id, Recipient.is_due.is_(sa.true())]
     last = _last_tried(connection, row)
