@@ -98,6 +98,8 @@ def document(app: Flask, url: str) -> dict[str, Any]:
     told["components"]["headers"] = _HEADERS
     for name in _parameters:
         del told["components"]["schemas"][name]
+    for name, shape in told["components"]["schemas"].items():
+        shape["description"] = SHAPES[name]
     for path in told["paths"].values():
         for one in path.values():
             _complete(one)
@@ -133,6 +135,7 @@ _LIMITS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 
 
 def _complete(one: dict[str, Any]) -> None:
+    one["summary"], one["description"] = OPERATIONS[one["operationId"]]
     is_public = one["security"] == [{}]
     for status, answer in one["responses"].items():
         names = [] if is_public or status == "401" else list(_LIMITS)
@@ -163,6 +166,58 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
         told |= choices[0]
     return told
 
+
+OPERATIONS: Mapping[str, tuple[str, str]] = {
+    "send": (
+        N_("Hand in a mail"),
+        N_(
+            "As JSON, of which the mail is made here, or as a whole mail in message/rfc822. The "
+            "answer 202 comes once the mail is stored safely; it goes out by itself then."
+        ),
+    ),
+    "list": (N_("List the messages of the site"), N_("Newest first, a page at a time.")),
+    "show": (
+        N_("Show one message"),
+        N_("With every recipient and every try, but without its content."),
+    ),
+    "resend": (
+        N_("Send a message once more"),
+        N_(
+            "To everybody it was sent to, or to others. It becomes a message of its own and goes "
+            "out before those that wait."
+        ),
+    ),
+    "cancel": (
+        N_("Take a waiting message back"),
+        N_("For all its recipients it has not gone to yet."),
+    ),
+    "retry": (
+        N_("Try a message now"),
+        N_(
+            "One that was put off, one that was given up after the last try, or one of which "
+            "nobody knows whether it arrived: that one may arrive twice."
+        ),
+    ),
+    "openapi": (N_("The OpenAPI document"), N_("For programs that read it. It takes no key.")),
+}
+"""Of each operation, what it does in a line, and in more words."""
+
+SHAPES: Mapping[str, str] = {
+    "AcceptedOut": N_("The mail is stored, and goes out by itself from here on."),
+    "AttachmentIn": N_("A file that goes along."),
+    "AttemptOut": N_("One try to send it."),
+    "Fault": N_("One thing that is wrong with a request."),
+    "Mailbox": N_("An address, with the name of who has it."),
+    "MessageIn": N_("A mail to be made and sent."),
+    "MessageOut": N_("A message with everything but its content."),
+    "PageOut": N_("A page of messages, newest first."),
+    "Problem": N_("Why a request was refused (RFC 9457)."),
+    "RecipientOut": N_("One recipient, and what became of it."),
+    "ResendIn": N_("Whom a message is sent to once more."),
+    "State": N_("Where a message, or one recipient of it, is."),
+    "SummaryOut": N_("A message as the list shows it."),
+}
+"""What each body, or part of one, stands for."""
 
 MAIL_EXAMPLE = {
     "from": "Contoso Shop <shop@example.org>",

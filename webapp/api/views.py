@@ -39,6 +39,7 @@ from webapp.config import Settings
 from webapp.delivery import actions
 from webapp.delivery.actions import NotPossible, Refusal
 from webapp.delivery.models import Message, Source
+from webapp.fields import N_
 from webapp.ingress.accept import Accepted, NotAccepted, Once, Pinned, Submission
 from webapp.ingress.login import Submitter
 from webapp.maillog import service as maillog
@@ -243,7 +244,7 @@ def request_name(*parts: bytes) -> Once | None:
     headers=MimeHeaders,
     gives=AcceptedOut,
     status=202,
-    says="The mail is stored.",
+    says=N_("The mail is stored."),
     scope=Scope.SEND,
     problems=(
         "unreadable",
@@ -259,11 +260,7 @@ def request_name(*parts: bytes) -> Once | None:
 )
 @needs(Scope.SEND)
 def send() -> ResponseReturnValue:
-    """Hand in a mail
-
-    As JSON, of which the mail is made here, or as a whole mail in message/rfc822. The answer 202
-    comes once the mail is stored safely; it goes out by itself then.
-    """
+    """Hand in a mail, as JSON or whole."""
     largest = settings().max_message_bytes
     if request.mimetype not in {JSON, MIME}:
         raise Refused("media-type")
@@ -444,16 +441,13 @@ def answer(model: BaseModel, status: int = 200) -> Response:
     "list",
     query=ListQuery,
     gives=PageOut,
-    says="A page of messages, newest first.",
+    says=N_("A page of messages, newest first."),
     scope=Scope.READ,
     problems=("invalid",),
 )
 @needs(Scope.READ)
 def messages() -> ResponseReturnValue:
-    """List the messages of the site
-
-    Newest first, a page at a time.
-    """
+    """List the messages of the site."""
     asked = read_query(ListQuery)
     with db().read() as session:
         page = maillog.list_messages(
@@ -476,16 +470,13 @@ def messages() -> ResponseReturnValue:
 @operation(
     "show",
     gives=MessageOut,
-    says="The message.",
+    says=N_("The message."),
     scope=Scope.READ,
     problems=("not-found",),
 )
 @needs(Scope.READ)
 def message(queue_id: str) -> ResponseReturnValue:
-    """Show one message
-
-    With every recipient and every try, but without its content.
-    """
+    """Show one message."""
     return show(queue_id)
 
 
@@ -523,7 +514,7 @@ def key_of(session: Session, queue_id: str) -> Message:
     headers=SendHeaders,
     gives=AcceptedOut,
     status=202,
-    says="It is stored as a new message.",
+    says=N_("It is stored as a new message."),
     scope=Scope.MANAGE,
     problems=(
         "unreadable",
@@ -540,11 +531,7 @@ def key_of(session: Session, queue_id: str) -> Message:
 )
 @needs(Scope.MANAGE)
 def resend(queue_id: str) -> ResponseReturnValue:
-    """Send a message once more
-
-    To everybody it was sent to, or to others. It becomes a message of its own and goes out before
-    those that wait.
-    """
+    """Send a message once more."""
     with body(SMALL_BODY) as raw:
         if raw and request.mimetype != JSON:
             raise Refused("media-type", "Send application/json, or no body.")
@@ -586,16 +573,13 @@ _REFUSALS: Mapping[Refusal, str] = {
 @operation(
     "cancel",
     gives=MessageOut,
-    says="It is cancelled.",
+    says=N_("It is cancelled."),
     scope=Scope.MANAGE,
     problems=("not-found", "state"),
 )
 @needs(Scope.MANAGE)
 def cancel(queue_id: str) -> ResponseReturnValue:
-    """Take a waiting message back
-
-    For all its recipients it has not gone to yet.
-    """
+    """Take a waiting message back."""
     return act(queue_id, actions.cancel)
 
 
@@ -603,17 +587,13 @@ def cancel(queue_id: str) -> ResponseReturnValue:
 @operation(
     "retry",
     gives=MessageOut,
-    says="It is tried at once.",
+    says=N_("It is tried at once."),
     scope=Scope.MANAGE,
     problems=("not-found", "state"),
 )
 @needs(Scope.MANAGE)
 def retry(queue_id: str) -> ResponseReturnValue:
-    """Try a message now
-
-    One that was put off, one that was given up after the last try, or one of which nobody knows
-    whether it arrived: that one may arrive twice.
-    """
+    """Try a message now."""
     return act(queue_id, actions.retry)
 
 
@@ -634,8 +614,8 @@ def act(queue_id: str, action: Callable[..., None]) -> Response:
 
 
 @bp.get("/openapi.json")
-@operation("openapi", gives=None, says="This document.", scope=None)
+@operation("openapi", gives=None, says=N_("This document."), scope=None)
 @requires(Access.PUBLIC)
 def openapi() -> ResponseReturnValue:
-    """The OpenAPI document"""
+    """The OpenAPI document."""
     return jsonify(document(current_app, settings().url))

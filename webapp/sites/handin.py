@@ -3,7 +3,7 @@
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def sendmail_path(slug: str) -> str:
     return f'sendmail_path = "{command} sendmail -t -i --site {slug}"'
 
 
-Mail = dict[str, object]
+Mail = Mapping[str, object]
 
 
 def _api_curl(url: str, key: str, mail: Mail) -> str:
