@@ -61,8 +61,8 @@ class Disk:
         """Bytes above the reserve; negative below it."""
         now = self._clock()
         if now - self._looked >= LOOK_EVERY:
-            self._looked = now
             self._room = self.free() - self._reserve
+            self._looked = now  # last: another thread believes the room as soon as this is set
         return self._room
 
     def free(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import sqlalchemy as sa
 import structlog
 from flask import Flask, Response, redirect, render_template, request
 from flask.typing import ResponseReturnValue
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 csrf = CSRFProtect()
 
 LARGEST_FORM = 1024 * 1024
+AWAY_SECONDS = 5
 FOR_PROGRAMS = {"health", "api"}
 """Blueprints without cookies: they answer under any name of this machine."""
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -229,7 +231,9 @@ def show_bug(error: Exception) -> ResponseReturnValue:
     error_id = ids.short_id()
     log.error("a page failed", error_id=error_id, path=request.path, exc_info=error)
     if problems.is_for_program():
-        return problems.problem("bug", error_id=error_id)
+        away = isinstance(error, sa.exc.OperationalError)  # of the database: it comes back
+        later = {"Retry-After": str(AWAY_SECONDS)} if away else {}
+        return problems.problem("busy" if away else "bug", error_id=error_id, headers=later)
     try:
         page = render_template("errors/bug.html", error_id=error_id, title=PAGES[500])
     except Exception:  # noqa: BLE001  (the frame itself may be what fails, as without a database)

@@ -1,11 +1,15 @@
 """Who may use the API: keys, scopes, senders, networks, limits; and what an error looks like."""
 
+import threading
+from pathlib import Path
+
 import pytest
 import sqlalchemy as sa
 
 from tests.api.conftest import Desk, Program, a_letter
 from tests.api.test_send import MIME, RAW, faults
 from webapp.api.pace import Pace
+from webapp.disk import Disk
 from webapp.sites.models import Credential
 
 
@@ -172,6 +176,39 @@ def test_a_mistake_of_ours_is_a_problem(light_desk: Desk, monkeypatch: pytest.Mo
     assert "hunter2" not in answer.text
 
 
+def test_a_database_that_is_away_is_no_mistake_of_ours(
+    light_desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise sa.exc.OperationalError("SELECT 1", None, ValueError("gone"))
+
+    monkeypatch.setattr("webapp.maillog.service.list_messages", fail)
+    answer = light_desk.program().get("/messages")
+    faults(answer, 503, "busy")
+    assert answer.headers["Retry-After"] == "5"
+
+
 def test_the_api_answers_under_any_name_of_this_machine(light_desk: Desk) -> None:
     answer = light_desk.program().get("/messages", base_url="http://127.0.0.1:8025")
     assert answer.status_code == 200
+
+
+def test_the_first_look_at_the_disk_holds_nobody_up() -> None:
+    """A second thread asks while the first one still looks."""
+    looking, go_on = threading.Event(), threading.Event()
+    asked: list[bool] = []
+
+    def free(_: Path) -> int:
+        if not looking.is_set():
+            looking.set()
+            go_on.wait(10)
+        return 1_000_000
+
+    disk = Disk([Path("/")], 0, free=free)
+    first = threading.Thread(target=lambda: asked.append(disk.has_room(10)))
+    first.start()
+    looking.wait(10)
+    asked.append(disk.has_room(10))
+    go_on.set()
+    first.join()
+    assert asked == [True, True]

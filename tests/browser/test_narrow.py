@@ -73,6 +73,7 @@ def live(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Live]:
             f"/sites/long/log/{mail.queue_id}",
             "/sites/long/settings/general",
             "/sites/long/credentials",
+            "/api",
         )
     server = make_server("127.0.0.1", port, create_app(made), threaded=True)
     thread = threading.Thread(target=server.serve_forever)

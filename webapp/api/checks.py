@@ -4,6 +4,7 @@ show, which never repeats the value."""
 import base64
 import binascii
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 LONGEST_EMAIL = 320
@@ -117,6 +118,19 @@ def from_base64(given: Any) -> bytes:
         return base64.b64decode(plain, validate=True)
     except (binascii.Error, UnicodeEncodeError) as error:
         raise ValueError("This is not base64.") from error
+
+
+def to_moment(given: Any) -> Any:
+    """A time as an address has it: a plus that nobody escaped is a blank there."""
+    return given.strip().replace(" ", "+") if isinstance(given, str) and "T" in given else given
+
+
+def check_moment(moment: datetime) -> datetime:
+    """A time that is one in UTC, too."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("This time is out of range.") from error
 
 
 def from_cursor(given: Any) -> int | None:

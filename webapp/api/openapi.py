@@ -27,7 +27,7 @@ ABOUT = N_(
 )
 KEY = N_("A key of the API, made on the page Connect of a site.")
 SCHEME = "key"
-ALWAYS = ("no-key", "too-many", "bug")
+ALWAYS = ("no-key", "too-many", "bug", "busy")
 """What any request may be answered with."""
 
 _spec = SpecTree(

@@ -24,11 +24,13 @@ from webapp.api.checks import (
     check_field_name,
     check_file_name,
     check_line,
+    check_moment,
     check_value,
     from_base64,
     from_cursor,
     to_list,
     to_mailbox,
+    to_moment,
 )
 from webapp.delivery.models import State
 from webapp.fields import N_
@@ -162,16 +164,19 @@ class ResendIn(_Taken):
     )
 
 
+Moment = Annotated[AwareDatetime, BeforeValidator(to_moment), AfterValidator(check_moment)]
+
+
 class ListQuery(BaseModel):
     """Which messages are listed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     state: State | None = Field(default=None, description=N_("Only those in this state."))
-    since: AwareDatetime | None = Field(
+    since: Moment | None = Field(
         default=None, description=N_("Only those accepted at this time or later, with a time zone.")
     )
-    until: AwareDatetime | None = Field(
+    until: Moment | None = Field(
         default=None, description=N_("Only those accepted before this time, with a time zone.")
     )
     q: Annotated[str, StringConstraints(max_length=200)] = Field(
