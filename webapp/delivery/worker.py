@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import structlog
 
 from webapp.accounts import service as accounts
+from webapp.api.service import drop_old_keys
 from webapp.delivery import beats, replan
 from webapp.delivery.decide import Finished, Result
 from webapp.delivery.drain import Drain
@@ -259,6 +260,15 @@ class Worker:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
             with db.write() as session:
                 accounts.forget_what_is_over(session, db.now())
+            self._drop_old_keys()
+
+    def _drop_old_keys(self) -> None:
+        """Answers of the API that are a day old, some at a time."""
+        db = self.installation.db
+        for _ in range(100):
+            with db.write_connection() as connection:
+                if not drop_old_keys(connection, db.now()):
+                    return
 
     def _put_right(self) -> None:
         """What slipped between a page's save and a mail's journey."""
