@@ -107,7 +107,7 @@ def pace(page: Page, slug: str) -> str:
 
 def test_a_new_site_starts_with_what_is_known_of_it(client: Browser, site: Site) -> None:
     page = client.get(PATH)
-    assert page.one("nav", class_="tabs").text == "General"
+    assert page.one("nav", class_="tabs").text == "General Alerts"
     assert page.value("from_email") == "chef@galerie.example"
     assert page.value("from_name") == "Galerie Nord"
     assert (is_on(page, "force_from_email"), is_on(page, "force_from_name")) == (True, False)
