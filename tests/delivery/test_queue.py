@@ -3,6 +3,7 @@
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -403,6 +404,30 @@ def test_the_cost_of_a_claim_follows_the_lanes(tmp_path: Path, statement: sa.Tex
     plan = explain(world, statement.text, values)
     assert any("ix_message_due" in line for line in plan), plan
     assert not any(line.startswith("SCAN message") for line in plan), plan
+
+
+@pytest.mark.parametrize("count", [1, 7, 48])
+def test_mail_that_is_named_is_claimed_by_its_key(tmp_path: Path, count: int) -> None:
+    """However much else waits on its lane."""
+    world = a_world(f"sqlite:///{tmp_path / 'plan.db'}")
+    site, lane = a_busy_site(world)
+    world.accept_many(site, [("a@example.org",)] * 50)
+    asked: list[tuple[str, tuple[object, ...]]] = []
+
+    @sa.event.listens_for(world.db.writer, "before_cursor_execute")
+    def listen(connection: object, cursor: object, statement: str, values: Any, *_: object) -> None:
+        if "message.id IN" in statement and "lane_id" in statement:
+            asked.append((statement, values))
+
+    assert len(world.claim(lane, count)) == count
+    assert asked
+    for statement, values in asked:
+        with world.db.reader.connect() as connection:
+            found = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+        plan = [row.detail for row in found]
+        assert any("message USING INTEGER PRIMARY KEY" in line for line in plan), plan
+        assert not any("ix_message_due" in line for line in plan), plan
+    world.db.close()
 
 
 def test_open_mail_is_found_without_reading_what_was_sent(tmp_path: Path) -> None:

@@ -58,13 +58,17 @@ _DUE_MESSAGES = sa.text(
     "ORDER BY due_at, id LIMIT :count"
 ).bindparams(sa.bindparam("now", type_=Message.due_at.type))
 
+_STILL_ON_ITS_LANE = sa.func.coalesce(Message.lane_id, 0) == sa.bindparam("lane")
+"""A page may have moved a mail a moment ago. Written so that no index on lanes can be used: SQLite
+would walk all mail that waits on the lane, to find the few that are named."""
+
 _TAKE = (
     sa.update(Message)
     .where(
         Message.id.in_(sa.bindparam("ids", expanding=True)),
         Message.due_at.is_not(None),
         Message.connection_id.is_not(None),
-        Message.lane_id == sa.bindparam("lane"),  # a page may have moved it a moment ago
+        _STILL_ON_ITS_LANE,
     )
     .values(
         state=State.SENDING,
@@ -100,7 +104,7 @@ _UNCLEAR = (
     .join(Site, Site.id == Message.site_id)
     .where(
         Message.id.in_(sa.bindparam("ids", expanding=True)),
-        Message.lane_id == sa.bindparam("lane"),
+        _STILL_ON_ITS_LANE,
         Message.connection_id.is_not(None),
         Message.due_at.is_not(None),
         Message.state == State.UNCERTAIN,
@@ -112,7 +116,7 @@ _LOOK = (
     .where(
         Message.id.in_(sa.bindparam("ids", expanding=True)),
         Message.due_at.is_not(None),
-        Message.lane_id == sa.bindparam("lane"),
+        _STILL_ON_ITS_LANE,
         Message.state == State.UNCERTAIN,
     )
     .values(due_at=sa.bindparam("until", type_=Message.due_at.type))
