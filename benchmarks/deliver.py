@@ -8,29 +8,14 @@ of the mails that arrived; the CPU is that of the delivery process, each mail re
 """
 
 import argparse
-import sys
 import time
-from dataclasses import dataclass
 
 from common import Bench, a_bench, a_mail
-from machine import cpu_of, heading, median, say, table, verdict
+from deliveries import PATIENCE, SIZE, Run, report
+from machine import cpu_of, heading, say
 from sinks import Sink, a_sink
 
-SIZE = 5 * 1024
-MOST_CHANGE = 0.10
-"""How much slower a deep queue may be: what is between two runs of the same anyway."""
-BAR_PER_SECOND, BAR_CPU_MS = 250, 4.0
 WARM_UP = 200
-PATIENCE = 120.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What one run found."""
-
-    rate: float
-    cpu_ms: float
-    sink_share: float
 
 
 def main() -> None:
@@ -47,36 +32,7 @@ def main() -> None:
         say(f"round {number + 1} of {wanted.rounds}")
         for depth in depths:
             runs[depth].append(measure(depth, wanted.seconds))
-    rates = {depth: median([run.rate for run in runs[depth]]) for depth in depths}
-    cpu = {depth: median([run.cpu_ms for run in runs[depth]]) for depth in depths}
-    rows = [
-        [
-            f"{depth:,}",
-            rates[depth],
-            min(run.rate for run in runs[depth]),
-            max(run.rate for run in runs[depth]),
-            cpu[depth],
-            f"{median([run.sink_share for run in runs[depth]]):.0%}",
-        ]
-        for depth in depths
-    ]
-    table(["queue", "mails/s", "lowest", "highest", "CPU ms a mail", "CPU of the sink"], rows)
-    print()
-    change = min(rates[depth] for depth in depths[1:]) / rates[depths[0]] - 1
-    met = [
-        verdict("the depth does not change the rate", change >= -MOST_CHANGE, f"{change:+.0%}"),
-        verdict(
-            f"at least {BAR_PER_SECOND} mails/s",
-            min(rates.values()) >= BAR_PER_SECOND,
-            f"{min(rates.values()):,.0f}",
-        ),
-        verdict(
-            f"under {BAR_CPU_MS:g} ms CPU a mail",
-            max(cpu.values()) < BAR_CPU_MS,
-            f"{max(cpu.values()):.2f} ms",
-        ),
-    ]
-    sys.exit(0 if all(met) else 1)
+    report(runs, "the sink")
 
 
 def measure(depth: int, seconds: float) -> Run:
@@ -103,7 +59,7 @@ def _deliver(bench: Bench, sink: Sink, depth: int, seconds: float) -> Run:
     return Run(
         rate=done / taken,
         cpu_ms=(process.cpu() - cpu) / done * 1000,
-        sink_share=(cpu_of(sink.pid) - sink_cpu) / taken,
+        remote_share=(cpu_of(sink.pid) - sink_cpu) / taken,
     )
 
 

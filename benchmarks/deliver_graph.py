@@ -9,34 +9,18 @@ the calls of the token endpoint are those of the delivery, not of the link.
 """
 
 import argparse
-import sys
 import time
-from dataclasses import dataclass
 
 from common import Bench, a_bench, a_mail
-from machine import cpu_of, heading, median, say, table, verdict
+from deliveries import PATIENCE, SIZE, Run, report
+from machine import cpu_of, heading, say, verdict
 
 from tests.rig.linking import link
 from tests.rig.sandbox import Sandbox
 from webapp.sites.models import Site
 
-SIZE = 5 * 1024
 DEPTHS = (1_000, 100_000)
-MOST_CHANGE = 0.10
-"""How much slower a deep queue may be: what is between two runs of the same anyway."""
-BAR_PER_SECOND, BAR_CPU_MS = 250, 4.0
 WARM_UP = 100
-PATIENCE = 120.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What one run found."""
-
-    rate: float
-    cpu_ms: float
-    sandbox_share: float
-    token_calls: int
 
 
 def main() -> None:
@@ -53,45 +37,12 @@ def main() -> None:
         say(f"round {number + 1} of {wanted.rounds}")
         for depth in DEPTHS:
             runs[depth].append(measure(depth, wanted.seconds))
-    rates = {depth: median([run.rate for run in runs[depth]]) for depth in DEPTHS}
-    cpu = {depth: median([run.cpu_ms for run in runs[depth]]) for depth in DEPTHS}
-    rows = [
-        [
-            f"{depth:,}",
-            rates[depth],
-            min(run.rate for run in runs[depth]),
-            max(run.rate for run in runs[depth]),
-            cpu[depth],
-            f"{median([run.sandbox_share for run in runs[depth]]):.0%}",
-            max(run.token_calls for run in runs[depth]),
-        ]
-        for depth in DEPTHS
-    ]
-    table(
-        ["queue", "mails/s", "lowest", "highest", "CPU ms a mail", "CPU of the sandbox", "tokens"],
-        rows,
+    calls = max(run.token_calls for found in runs.values() for run in found)
+    report(
+        runs,
+        "the sandbox",
+        [verdict("at most one call for a token in a run", calls <= 1, str(calls))],
     )
-    print()
-    change = rates[DEPTHS[1]] / rates[DEPTHS[0]] - 1
-    met = [
-        verdict("the depth does not change the rate", change >= -MOST_CHANGE, f"{change:+.0%}"),
-        verdict(
-            f"at least {BAR_PER_SECOND} mails/s",
-            min(rates.values()) >= BAR_PER_SECOND,
-            f"{min(rates.values()):,.0f}",
-        ),
-        verdict(
-            f"under {BAR_CPU_MS:g} ms CPU a mail",
-            max(cpu.values()) < BAR_CPU_MS,
-            f"{max(cpu.values()):.2f} ms",
-        ),
-        verdict(
-            "at most one call for a token in a run",
-            all(run.token_calls <= 1 for found in runs.values() for run in found),
-            str(max(run.token_calls for found in runs.values() for run in found)),
-        ),
-    ]
-    sys.exit(0 if all(met) else 1)
 
 
 def measure(depth: int, seconds: float) -> Run:
@@ -124,7 +75,7 @@ def _deliver(bench: Bench, sandbox: Sandbox, depth: int, seconds: float) -> Run:
     return Run(
         rate=done / taken,
         cpu_ms=(process.cpu() - cpu) / done * 1000,
-        sandbox_share=(cpu_of(sandbox.process.pid) - theirs) / taken,
+        remote_share=(cpu_of(sandbox.process.pid) - theirs) / taken,
         token_calls=sandbox.token_calls() - tokens,
     )
 

@@ -36,7 +36,7 @@ from webapp.mailers.errors import (
     TransientError,
     UncertainError,
 )
-from webapp.microsoft import tokens
+from webapp.microsoft import token_endpoint
 
 NOBODY = TransientError("Connection refused (mail.example:25)", cause_code=Cause.CONNECT)
 LATER = TransientError("450 4.2.0 greylisted", code="450 4.2.0", cause_code=Cause.RECIPIENT_REFUSED)
@@ -491,7 +491,7 @@ def test_a_token_endpoint_cannot_ask_for_ever_either(header: str, seconds: int |
     answer = requests.Response()
     answer.headers["Retry-After"] = header
     wanted = None if seconds is None else timedelta(seconds=seconds)
-    assert tokens._retry_after(answer) == wanted
+    assert token_endpoint._retry_after(answer) == wanted
 
 
 # ---- with a worker and a server ----

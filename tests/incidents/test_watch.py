@@ -2,21 +2,23 @@
 
 import threading
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from tests.factories import a_connection, a_message, a_site
 from tests.incidents.conftest import KEY, Desk
 from tests.incidents.hooks import Hook, is_genuine
 from webapp.connections.models import Connection, Health
 from webapp.delivery.models import Lane, Message, Source, State, Tally
-from webapp.incidents import signs
+from webapp.incidents import service, signs
 from webapp.incidents.kinds import Kind
-from webapp.incidents.models import Notification
+from webapp.incidents.models import Incident, Notification
 from webapp.incidents.service import sites_of
+from webapp.incidents.signs import Sign
 from webapp.microsoft.models import Grant, OAuthApp
 from webapp.sites.models import Site
 
@@ -125,6 +127,26 @@ def test_what_waits_is_counted_by_site(desk: Desk) -> None:
     desk.watch.round()
     (found,) = desk.incidents()
     assert (found.details["waiting"], found.details["stopped"]) == ({str(site.id): 1}, 3)
+
+
+def test_a_sign_that_cannot_be_noted_hides_no_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grants = [desk.linked(desk.site()) for _ in range(2)]
+    for grant in grants:
+        desk.refuse(grant)
+    note = service.open_incident
+
+    def stumble(session: Session, sign: Sign, now: datetime) -> Incident | None:
+        if sign.cause == f"grant:{min(grant.id for grant in grants)}":
+            raise ZeroDivisionError("a bug")
+        return note(session, sign, now)
+
+    monkeypatch.setattr(service, "open_incident", stumble)
+    desk.watch.round()
+    assert [incident.cause for incident in desk.incidents()] == [
+        f"grant:{max(grant.id for grant in grants)}"
+    ]
 
 
 # ---- the other causes ----

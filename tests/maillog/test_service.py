@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tests.maillog.conftest import Ledger
+from webapp.delivery import content
+from webapp.delivery.content import stored_mail
 from webapp.delivery.decide import Result
 from webapp.delivery.models import Content, Outcome, State
 from webapp.mailers.errors import PermanentError
@@ -379,7 +381,7 @@ def test_an_id_is_found_as_a_person_types_it(ledger: Ledger) -> None:
 def test_content_is_given_back_as_it_came(ledger: Ledger) -> None:
     key = ledger.add(ledger.a_site(), "Hello")
     with ledger.db.read() as session:
-        raw = service.content(session, key)
+        raw = stored_mail(session, key)
     assert raw is not None
     assert b"Subject: Hello\r\n" in raw
 
@@ -392,18 +394,18 @@ def test_content_that_is_gone_or_damaged_is_none(ledger: Ledger) -> None:
         change = sa.update(Content).where(Content.message_id == damaged)
         session.execute(change.values(raw=b"not zlib"))
     with ledger.db.read() as session:
-        assert service.content(session, gone) is None
-        assert service.content(session, damaged) is None
+        assert stored_mail(session, gone) is None
+        assert stored_mail(session, damaged) is None
 
 
 def test_content_is_unpacked_to_a_bound(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "MAX_CONTENT_BYTES", 1000)
+    monkeypatch.setattr(content, "MAX_BYTES", 1000)
     key = ledger.add(ledger.a_site(), "Bomb")
     with ledger.db.write() as session:
         change = sa.update(Content).where(Content.message_id == key)
         session.execute(change.values(raw=zlib.compress(b"x" * 100_000)))
     with ledger.db.read() as session:
-        raw = service.content(session, key)
+        raw = stored_mail(session, key)
     assert raw is not None
     assert len(raw) == 1000
 

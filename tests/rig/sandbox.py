@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -36,7 +37,7 @@ from webapp.sandbox import server
 _START_LIMIT = 60
 
 
-class Running:
+class Running(ABC):
     """The interface of both."""
 
     def __init__(self, folder: Path | None, *, lasts: int) -> None:
@@ -49,11 +50,13 @@ class Running:
         self.described: dict[str, Any] = {}
         self.start()
 
+    @abstractmethod
     def start(self) -> None:
-        raise NotImplementedError
+        """Returns when it answers."""
 
+    @abstractmethod
     def stop(self) -> None:
-        raise NotImplementedError
+        """Returns when its ports are free."""
 
     def restart(self) -> None:
         """Stop and start on the same ports with the same folder."""

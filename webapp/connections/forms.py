@@ -110,6 +110,18 @@ def _field(asked: FieldQuestion) -> Field:
     return Text(label, description=description, limit=1000)
 
 
+def texts_of(kind: type[Mailer], form: Form) -> dict[str, str]:
+    """What was entered for a mailer, as `fields.from_texts` reads it."""
+    texts = {}
+    for asked in questions(kind):
+        data = form[asked.name].data
+        if asked.type is bool:
+            texts[asked.name] = "true" if data else "false"
+        elif data is not None:
+            texts[asked.name] = str(data)
+    return texts
+
+
 @dataclass(frozen=True, kw_only=True)
 class Secret:
     """How a secret stands on the page: locked while stored, open to type a new one."""
@@ -188,7 +200,7 @@ class ConnectionForm:
         kind = registry().get(self.slug)
         if kind is None:
             raise FieldErrors({"mailer": CHOOSE_A_MAILER})
-        settings, secrets = from_texts(kind, self._texts(kind))
+        settings, secrets = from_texts(kind, texts_of(kind, self.mailers[kind.slug]))
         removed = request.form.getlist("remove")
         return FormValues(
             from_email=self.block.from_email.data or "",
@@ -206,17 +218,6 @@ class ConnectionForm:
 
     def _kept(self, name: str, is_asked: bool) -> object:
         return self.block[name].data if is_asked else self.stored[name]
-
-    def _texts(self, kind: type[Mailer]) -> dict[str, str]:
-        form = self.mailers[kind.slug]
-        texts = {}
-        for asked in questions(kind):
-            data = form[asked.name].data
-            if asked.type is bool:
-                texts[asked.name] = "true" if data else "false"
-            elif data is not None:
-                texts[asked.name] = str(data)
-        return texts
 
     def app_values(self) -> AppValues:
         """What was entered for the registration that the connection brings along."""

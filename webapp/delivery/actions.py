@@ -4,7 +4,6 @@ Each runs in the caller's transaction and says by its statement which state it e
 the delivery worker claims at the same moment, one of the two comes too late, and does nothing.
 """
 
-import zlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -15,10 +14,10 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from webapp.connections.models import Connection as MailConnection
+from webapp.delivery.content import stored_mail
 from webapp.delivery.decide import LOOKS
 from webapp.delivery.models import (
     Attempt,
-    Content,
     Message,
     Outcome,
     Recipient,
@@ -29,9 +28,6 @@ from webapp.delivery.tally import add_tally
 from webapp.ingress.accept import Once, Submission
 from webapp.mime.headers import parse, serialise
 from webapp.sites.models import Mode, Site
-
-MAX_CONTENT_BYTES = 256 * 1024 * 1024
-"""Far over the largest mail that is taken; a damaged row must not fill the memory."""
 
 
 class Refusal(StrEnum):
@@ -228,7 +224,7 @@ def resent(
 
     It gets a Message-ID and a date of its own: mailboxes drop what they believe to have already.
     """
-    raw = _content(session, message.id)
+    raw = stored_mail(session, message.id)
     if raw is None:
         raise NotPossible(Refusal.NO_CONTENT)
     return Submission(
@@ -246,17 +242,6 @@ def resent(
 def _everybody(session: Session, message_id: int) -> tuple[str, ...]:
     query = sa.select(Recipient.address).where(Recipient.message_id == message_id)
     return tuple(session.scalars(query.order_by(Recipient.position)))
-
-
-def _content(session: Session, message_id: int) -> bytes | None:
-    packed = session.scalar(sa.select(Content.raw).where(Content.message_id == message_id))
-    if packed is None:
-        return None
-    unpack = zlib.decompressobj()
-    try:
-        return unpack.decompress(packed, MAX_CONTENT_BYTES)
-    except zlib.error:
-        return None
 
 
 def _as_new(raw: bytes) -> bytes:

@@ -5,7 +5,6 @@ meanwhile leaves it due again, because rather twice than never is right for an a
 """
 
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from webapp.incidents.targets import open_key
 from webapp.installation import Installation
 from webapp.mailers.base import Envelope, Surroundings
 from webapp.mailers.errors import DeliveryError, PermanentError
+from webapp.rounds import Rounds
 from webapp.sites.models import Site
 
 log = structlog.get_logger(__name__)
@@ -50,7 +50,6 @@ RETRIES = (
 )
 PER_ROUND = 50
 AT_ONCE = 4
-STOP_SECONDS = 5.0
 ANSWER_LIMIT = timedelta(seconds=60)
 WORDS_KEPT = 500
 
@@ -74,8 +73,10 @@ class Result:
     final: bool = True
 
 
-class Teller:
-    """A thread; one process is enough, and several do no harm."""
+class Teller(Rounds):
+    """One process is enough, and several do no harm."""
+
+    name = "tell"
 
     def __init__(
         self,
@@ -85,28 +86,13 @@ class Teller:
         interval: timedelta = INTERVAL,
         resolver: reach.Resolver = socket.getaddrinfo,
     ) -> None:
+        super().__init__(interval)
         self._settings = installation.settings
         self._db = installation.db
         self._keys = keys
         self._surroundings = replace(surroundings, answer_timeout=ANSWER_LIMIT)
-        self._interval = interval
         self._resolver = resolver
         self._translators: dict[str, Callable[..., str]] = {}
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin with what is due already."""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="tell", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Begin no further notification; may be called twice."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
-            self._thread = None
 
     def round(self) -> int:
         """Send what is due now; returns how many were tried."""
@@ -117,15 +103,9 @@ class Teller:
         with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tell") as pool:
             return sum(pool.map(self._tell, due))
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.round()
-            except sa.exc.SQLAlchemyError as error:
-                log.warning("alerts wait for the database", error=type(error).__name__)
-            except Exception:  # one bad row must not keep every other alert
-                log.exception("a round of alerts ended in a bug")
-            self._stop.wait(self._interval.total_seconds())
+    def work(self) -> None:
+        """One round."""
+        self.round()
 
     def _due(self) -> Sequence[int]:
         opening = sa.orm.aliased(Notification)

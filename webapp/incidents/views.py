@@ -15,7 +15,7 @@ from werkzeug.exceptions import TooManyRequests
 from webapp import audit, schema, web
 from webapp.accounts.rights import Right
 from webapp.connections import service as connections
-from webapp.connections.forms import form_class
+from webapp.connections.forms import form_class, texts_of
 from webapp.connections.models import Connection, Health
 from webapp.connections.service import FormValues
 from webapp.delivery.models import Heartbeat
@@ -323,7 +323,7 @@ def save_connection() -> ResponseReturnValue:
         with db().write() as session:
             if not (sender.from_email.data or "").strip():
                 raise FieldErrors({"from_email": N_("Enter the address that alerts are from.")})
-            settings, secrets = from_texts(Smtp, texts_of(smtp))
+            settings, secrets = from_texts(Smtp, texts_of(Smtp, smtp))
             connections.save_connection(
                 session,
                 installation().keyring,
@@ -678,18 +678,6 @@ def show_errors(form: Form, error: FieldErrors) -> None:
     """Put what the service found at the fields."""
     for name, sentence in error.errors.items():
         refuse(form, name, _(sentence))
-
-
-def texts_of(form: Form) -> dict[str, str]:
-    """What was entered for SMTP, as the settings class reads it."""
-    texts = {}
-    for asked in questions(Smtp):
-        data = form[asked.name].data
-        if asked.type is bool:
-            texts[asked.name] = "true" if data else "false"
-        elif data is not None:
-            texts[asked.name] = str(data)
-    return texts
 
 
 def smtp_data(stored: Mapping[str, object]) -> dict[str, object]:

@@ -1,9 +1,8 @@
 """Looks at the state of things every ten seconds, and opens and closes incidents."""
 
-import threading
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 import structlog
@@ -13,39 +12,27 @@ from webapp.incidents.kinds import Kind
 from webapp.incidents.models import Incident
 from webapp.incidents.signs import Sign, ledger_signs, signs
 from webapp.installation import Installation
+from webapp.rounds import Rounds
 
 log = structlog.get_logger(__name__)
 
 INTERVAL = timedelta(seconds=10)
 LEDGER_EVERY = timedelta(hours=1)
-STOP_SECONDS = 5.0
 
 LEDGER = frozenset({Kind.LEDGER.value})
 ALL_BUT_LEDGER = frozenset(kind.value for kind in Kind) - LEDGER
 
 
-class Watch:
-    """A thread; one process is enough, and several do no harm."""
+class Watch(Rounds):
+    """One process is enough, and several do no harm."""
+
+    name = "watch"
 
     def __init__(self, installation: Installation, interval: timedelta = INTERVAL) -> None:
+        super().__init__(interval)
         self._installation = installation
         self._db = installation.db
-        self._interval = interval
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin with a round at once."""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Look no more; may be called twice."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
-            self._thread = None
+        self._ledger_at: datetime | None = None
 
     def round(self) -> None:
         """Compare what is wrong now with the open incidents."""
@@ -67,6 +54,10 @@ class Watch:
                 self._note(sign, known.get(sign.cause[:200]))
             except sa.exc.IntegrityError:  # another process was quicker, or a site is gone
                 log.info("an incident was noted elsewhere", cause=sign.cause)
+            except sa.exc.SQLAlchemyError:
+                raise
+            except Exception:  # one bad sign must not make every other one go unnoticed
+                log.exception("an incident could not be noted", cause=sign.cause)
         causes = {sign.cause[:200] for sign in found}
         for incident in known.values():
             if incident.cause not in causes:
@@ -94,20 +85,14 @@ class Watch:
         if closed:
             log.warning("an incident is over", kind=incident.kind, cause=incident.cause)
 
-    def _run(self) -> None:
-        ledger_at = None
-        while not self._stop.is_set():
-            try:
-                self.round()
-                now = self._db.now()
-                if ledger_at is None or now >= ledger_at or ledger_at - now > LEDGER_EVERY:
-                    self.check_ledger()
-                    ledger_at = now + LEDGER_EVERY
-            except sa.exc.SQLAlchemyError as error:
-                log.warning("the watch waits for the database", error=type(error).__name__)
-            except Exception:  # one bad row must not make every other incident go unnoticed
-                log.exception("a round of the watch ended in a bug")
-            self._stop.wait(self._interval.total_seconds())
+    def work(self) -> None:
+        """Look at everything, and once an hour at the books."""
+        self.round()
+        now = self._db.now()
+        due = self._ledger_at
+        if due is None or now >= due or due - now > LEDGER_EVERY:
+            self.check_ledger()
+            self._ledger_at = now + LEDGER_EVERY
 
 
 def _has_news(sign: Sign, incident: Incident) -> bool:

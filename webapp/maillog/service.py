@@ -6,7 +6,6 @@ merged. A search first looks through the newest few messages, which finds every 
 once; only what is rarer asks the full-text index, and then there is little to sort.
 """
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -38,8 +37,6 @@ from webapp.sites.models import Site
 
 PAGE = 50
 COUNT_CAP = 1_000
-MAX_CONTENT_BYTES = 256 * 1024 * 1024
-"""Far over the largest mail that is taken; a damaged row must not fill the memory."""
 
 LAST_ID = 2**62
 EXPORT_CHUNK = 500
@@ -855,18 +852,6 @@ def attempts(session: Session, keys: Sequence[int]) -> dict[int, list[AttemptRow
         )
         found.setdefault(row.message_id, []).append(shown)
     return found
-
-
-def content(session: Session, message_key: int) -> bytes | None:
-    """The mail itself; None when it is no longer kept, or cannot be read."""
-    packed = session.scalar(sa.select(Content.raw).where(Content.message_id == message_key))
-    if packed is None:
-        return None
-    unpack = zlib.decompressobj()
-    try:
-        return unpack.decompress(packed, MAX_CONTENT_BYTES)
-    except zlib.error:
-        return None
 
 
 def every_message(

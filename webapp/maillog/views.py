@@ -26,6 +26,7 @@ from sqlalchemy.orm import Session
 
 from webapp import ids, show, web
 from webapp.accounts.rights import Access, Right, allows
+from webapp.delivery.content import stored_mail
 from webapp.fields import N_
 from webapp.maillog import service, story
 from webapp.maillog.service import LogPage, MessageDetail, View
@@ -383,7 +384,7 @@ def message(slug: str, queue_id: str) -> ResponseReturnValue:
 
 def _content(session: Session, mail: MessageDetail) -> bytes | None:
     """The mail itself, for those who may read it."""
-    return service.content(session, mail.row.id) if web.may(Right.READ_BODY) else None
+    return stored_mail(session, mail.row.id) if web.may(Right.READ_BODY) else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -447,7 +448,7 @@ def _raw(queue_id: str) -> bytes:
     """The mail itself; 404 when it is of another site or no longer kept."""
     with db().read() as session:
         row = service.find_by_id(session, queue_id, [g.site.id])
-        raw = None if row is None else service.content(session, row.id)
+        raw = None if row is None else stored_mail(session, row.id)
     if raw is None:
         abort(404)
     return raw

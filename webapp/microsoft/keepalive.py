@@ -5,7 +5,6 @@ Microsoft ends a refresh token that nobody used for 90 days.
 """
 
 import random
-import threading
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
@@ -18,6 +17,7 @@ from webapp.microsoft import successors
 from webapp.microsoft.models import Grant, GrantState, LinkFlow
 from webapp.microsoft.service import RENEW_EVERY
 from webapp.microsoft.tokens import Tokens
+from webapp.rounds import Rounds
 
 log = structlog.get_logger(__name__)
 
@@ -27,32 +27,17 @@ SHORTEST_PAUSE = timedelta(minutes=15)
 LONGEST_PAUSE = timedelta(hours=4)
 JITTER = 0.2
 KEEP_FLOWS = timedelta(days=30)
-STOP_SECONDS = 5.0
-"""How long a stop waits for a renewal on the network; its lease ends by itself."""
 
 
-class KeepAlive:
-    """A thread that renews what is due; one process is enough, and several do no harm."""
+class KeepAlive(Rounds):
+    """Renews what is due; one process is enough, and several do no harm."""
+
+    name = "keep-alive"
 
     def __init__(self, db: Database, tokens: Tokens, interval: timedelta = INTERVAL) -> None:
+        super().__init__(interval)
         self._db = db
         self._tokens = tokens
-        self._interval = interval
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin with a round at once."""
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="keep-alive", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Begin no further renewal; may be called twice."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(STOP_SECONDS)
-            self._thread = None
 
     def round(self) -> int:
         """Renew what is due now, the oldest first; returns how many were renewed."""
@@ -67,17 +52,11 @@ class KeepAlive:
         with self._db.write_connection() as connection:
             connection.execute(sa.delete(LinkFlow).where(gone))
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                successors.settle(self._db, self._tokens)
-                self.round()
-                self.forget_old_flows()
-            except sa.exc.SQLAlchemyError as error:
-                log.warning("links wait for the database", error=type(error).__name__)
-            except Exception:  # the next round may go better, and without any all links run out
-                log.exception("a round of renewals ended in a bug")
-            self._stop.wait(self._interval.total_seconds())
+    def work(self) -> None:
+        """Successors of secrets first: a renewal may need them."""
+        successors.settle(self._db, self._tokens)
+        self.round()
+        self.forget_old_flows()
 
     def _due(self) -> Sequence[int]:
         query = (

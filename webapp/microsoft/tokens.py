@@ -11,16 +11,14 @@ for many threads, and would repeat a refusal up to a minute after a person has p
 
 import logging
 import os
-import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
-from urllib.parse import urlsplit
 
 import msal
 import requests
@@ -28,7 +26,6 @@ import sqlalchemy as sa
 import structlog
 from msal.exceptions import MsalServiceError
 from sqlalchemy.orm import Session
-from urllib3.exceptions import NameResolutionError, ProtocolError
 
 from webapp.config import ConfigError
 from webapp.crypto import Keyring, SealError
@@ -39,15 +36,22 @@ from webapp.mailers.base import AccessToken
 from webapp.mailers.errors import (
     Cause,
     DeliveryError,
-    FailureKind,
     Misconfigured,
     NeedsReauthorisation,
     TransientError,
     scrub,
 )
-from webapp.microsoft import codes, service
+from webapp.microsoft import service
 from webapp.microsoft.clouds import Cloud, Segment
 from webapp.microsoft.models import Grant, GrantState, OAuthApp
+from webapp.microsoft.token_endpoint import (
+    MAX_WORDS,
+    NOT_OAUTH,
+    Wire,
+    body_of,
+    network_failure,
+    refusal,
+)
 
 log = structlog.get_logger(__name__)
 # It logs whole answers that are no JSON, and a proxy's error page may repeat what we sent.
@@ -62,10 +66,8 @@ REMEMBER_SECONDS = 5.0
 LEASE = timedelta(seconds=60)
 LONGEST_WAIT = 90.0
 """Seconds that somebody else's renewal is waited for: a lease, and then some."""
-METADATA_SECONDS = 24 * 3600.0
 POLL = (0.05, 0.5)
 """The first pause between looks at somebody else's renewal, and the longest."""
-MAX_WORDS = 1_000
 
 ABOUT_THE_TOKEN = frozenset({"invalid_grant", "AADSTS9002313"})
 """Codes that speak of what was handed in with the secret, when that was made up."""
@@ -82,21 +84,12 @@ STILL_RENEWED = N_("Another process is renewing this link and has not finished."
 NOT_SENDING = N_(
     "Microsoft renewed the link without Mail.Send: what the app may do was changed there."
 )
-NOT_OAUTH = N_("What answered at the sign-in address is not the sign-in service.")
 
 SCOPES_CHANGED = "scopes-changed"
 """Our own code for a renewal that left the permission to send out."""
 SEND = "Mail.Send"
 NOBODY = "this-is-the-refresh-token-of-nobody"
 """For a call that is only to find out whether a secret is right."""
-
-_IDS = (("Trace ID", "trace_id"), ("Correlation ID", "correlation_id"))
-
-_KINDS: Mapping[FailureKind, type[DeliveryError]] = {
-    FailureKind.NEEDS_REAUTHORISATION: NeedsReauthorisation,
-    FailureKind.TRANSIENT: TransientError,
-}
-"""Anything else that a token endpoint says is a matter of settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -467,7 +460,7 @@ class Tokens:
         known = cache.search(cache.CredentialType.REFRESH_TOKEN)
         hidden = (app.secret, *hidden, *(str(entry["secret"]) for entry in known))
         session = self._session()
-        wire = _Wire(session, self._metadata)
+        wire = Wire(session, self._metadata)
         try:
             client = msal.ConfidentialClientApplication(
                 app.client_id,
@@ -480,17 +473,17 @@ class Tokens:
             wire.remember()
             result = call(client)
         except requests.RequestException as error:
-            raise _network_failure(error, hidden) from error
+            raise network_failure(error, hidden) from error
         except _STUMBLES as error:
             if wire.last is None:
                 raise Misconfigured(scrub(str(error), hidden)[:MAX_WORDS]) from error
-            raise _refusal(_body(wire.last), wire.last, hidden) from error
+            raise refusal(body_of(wire.last), wire.last, hidden) from error
         finally:
             session.close()
         if result is None and wire.last is None:  # there was nothing to ask with
             raise NeedsReauthorisation(NO_TOKENS, cause_code=Cause.AUTH)
         if result is None or "access_token" not in result:
-            raise _refusal(result or {}, wire.last, hidden)
+            raise refusal(result or {}, wire.last, hidden)
         return dict(result)
 
     # ---- the database ----
@@ -708,130 +701,3 @@ def _once_more(error: DeliveryError) -> DeliveryError:
     )
     again.unreached = error.unreached
     return again
-
-
-# ---- the wire, and what comes back ----
-
-
-class _Wire:
-    """What MSAL makes its requests by: keeps metadata for a day, and the last answer at hand."""
-
-    def __init__(
-        self, session: requests.Session, metadata: dict[str, tuple[float, requests.Response]]
-    ) -> None:
-        self.last: requests.Response | None = None
-        self._session = session
-        self._metadata = metadata
-        self._fetched: dict[str, requests.Response] = {}
-
-    def get(self, url: str, **options: Any) -> requests.Response:
-        """MSAL's: metadata only."""
-        until, known = self._metadata.get(url, (0.0, None))
-        if known is not None and time.monotonic() < until:
-            return known
-        self.last = self._fetched[url] = self._session.get(url, **options)
-        return self.last
-
-    def post(self, url: str, **options: Any) -> requests.Response:
-        """MSAL's: the token endpoint. A redirect would carry the secret elsewhere."""
-        self.last = self._session.post(url, allow_redirects=False, **options)
-        return self.last
-
-    def remember(self) -> None:
-        """The metadata made sense."""
-        until = time.monotonic() + METADATA_SECONDS
-        self._metadata.update({url: (until, answer) for url, answer in self._fetched.items()})
-        self.last = None
-
-    def close(self) -> None:
-        """MSAL's; the session is closed by whoever made it."""
-
-
-def _body(answer: requests.Response) -> Mapping[str, Any]:
-    """An answer in JSON; empty where a gateway or a proxy spoke."""
-    try:
-        found = answer.json()
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _refusal(
-    body: Mapping[str, Any], answer: requests.Response | None, hidden: Sequence[str]
-) -> DeliveryError:
-    """What a token endpoint means by an answer without a token."""
-    status = answer.status_code if answer is not None else 400
-    error, said = _text(body, "error"), _text(body, "error_description")
-    listed = body.get("error_codes")
-    numbers = [str(number) for number in listed] if isinstance(listed, list) else []
-    if not numbers and (found := codes.find_code(said)):
-        numbers = [found.removeprefix("AADSTS")]
-    names = [f"AADSTS{number}" for number in numbers]
-    code = next((name for name in names if codes.is_known(name)), names[0] if names else error)
-    words = _words(body, said or error, hidden)
-    if status == 429 or status >= 500:
-        return TransientError(
-            words or f"HTTP {status}",
-            code=code or f"HTTP {status}",
-            retry_after=_retry_after(answer),
-            cause_code=Cause.RATE if status == 429 else Cause.UNKNOWN,
-        )
-    if not error:
-        return TransientError(NOT_OAUTH, code=f"HTTP {status}", cause_code=Cause.PROTOCOL)
-    kind = codes.kind_of_token_error(error, numbers, _text(body, "suberror"))
-    raised = _KINDS.get(kind, Misconfigured)
-    cause = Cause.AUTH if raised is NeedsReauthorisation else Cause.UNKNOWN
-    return raised(words, code=code[:40], cause_code=cause)
-
-
-def _text(body: Mapping[str, Any], name: str) -> str:
-    """A text of an answer; empty where something else stands, which OAuth never has."""
-    value = body.get(name)
-    return value if isinstance(value, str) else ""
-
-
-def _words(body: Mapping[str, Any], said: str, hidden: Sequence[str]) -> str:
-    """The first line of what was said, and the ids that Microsoft's support asks for."""
-    lines = scrub(said, hidden).splitlines()
-    words = lines[0].strip()[: MAX_WORDS - 160] if lines else ""
-    for label, name in _IDS:
-        stated = re.search(rf"{label}: *([0-9A-Za-z-]+)", said)
-        value = stated[1] if stated else _text(body, name)[:40]
-        if value and value not in words:
-            words += f" {label}: {value}"
-    return words.strip()
-
-
-def _retry_after(answer: requests.Response | None) -> timedelta | None:
-    """Seconds; no date was ever seen here."""
-    text = answer.headers.get("Retry-After", "") if answer is not None else ""
-    digits = text[:10]  # a number of thousands of digits is one that Python refuses to read
-    return timedelta(seconds=min(int(digits), 3600)) if text.isdecimal() else None
-
-
-def _network_failure(error: requests.RequestException, hidden: Sequence[str]) -> TransientError:
-    """No answer. The innermost error says why, without addresses of objects and of proxies."""
-    innermost = list(_chain(error))[-1]
-    url = error.request.url if error.request is not None else None
-    host = urlsplit(url or "").hostname or ""
-    words = f"{host}: {innermost}" if host else str(innermost)
-    raised = TransientError(scrub(words, hidden)[:MAX_WORDS], cause_code=_cause(error))
-    raised.unreached = raised.cause_code is not Cause.LOST
-    return raised
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _cause(error: requests.RequestException) -> Cause:
-    if isinstance(error, requests.exceptions.SSLError):
-        return Cause.TLS
-    if isinstance(error, requests.ReadTimeout):
-        return Cause.TIMEOUT
-    found = {type(inner) for inner in _chain(error)}
-    if NameResolutionError in found:
-        return Cause.DNS
-    return Cause.LOST if ProtocolError in found else Cause.CONNECT
