@@ -16,10 +16,10 @@ from tests.factories import a_connection
 from webapp.api import service
 from webapp.api.models import Idempotency
 from webapp.api.service import Office
+from webapp.delivery.content import stored_mail
 from webapp.delivery.models import Message, Recipient, Source, State
 from webapp.delivery.tally import accounts
 from webapp.ingress.accept import NotAccepted, Once, Submission
-from webapp.maillog.service import content
 from webapp.problems import MEDIA_TYPE
 from webapp.sites.models import Mode, Site
 
@@ -32,7 +32,7 @@ def stored(desk: Desk, queue_id: str) -> tuple[Message, list[str], EmailMessage]
             .where(Recipient.message_id == row.id)
             .order_by(Recipient.position)
         ).all()
-        raw = content(session, row.id)
+        raw = stored_mail(session, row.id)
     assert raw is not None
     mail = email.message_from_bytes(raw, policy=email.policy.SMTP)
     assert isinstance(mail, EmailMessage)
@@ -140,7 +140,7 @@ def test_a_raw_mail_goes_to_everybody_it_names(desk: Desk, program: Program) -> 
     assert to == ["mara@agentur.example", "cc@agentur.example", "bcc@agentur.example"]
     assert row.mail_from == "shop@lindenhof.example"
     with desk.installation.db.read() as session:
-        assert content(session, row.id) == RAW
+        assert stored_mail(session, row.id) == RAW
 
 
 def test_the_envelope_of_a_raw_mail_can_be_said(desk: Desk, program: Program) -> None:
