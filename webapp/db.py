@@ -84,6 +84,7 @@ class Base(DeclarativeBase):
         datetime: UTCDateTime,
         dict[str, Any]: sa.JSON,
         list[str]: sa.JSON,
+        list[Any]: sa.JSON,
     }
 
 

@@ -15,6 +15,7 @@ import webapp.connections.models
 import webapp.delivery.models
 import webapp.incidents.models
 import webapp.microsoft.models
+import webapp.routing.models
 import webapp.sites.models  # noqa: F401  (every table is known once these are imported)
 from webapp.db import Database
 

@@ -62,6 +62,19 @@ class UserSession(Base):
     user_agent: Mapped[str] = mapped_column(sa.String(300), default="")
 
 
+class Dismissal(Base):
+    """A notice that somebody does not want to see again."""
+
+    __tablename__ = "dismissal"
+
+    user_id: Mapped[int] = mapped_column(
+        sa.ForeignKey("user.id", ondelete="CASCADE"), primary_key=True
+    )
+    notice: Mapped[str] = mapped_column(sa.String(120), primary_key=True)
+    """Which one, and of what: `basic-auth:<connection>`."""
+    at: Mapped[datetime]
+
+
 class Throttle(Base):
     """Failed sign-ins of one login or one address: the delay grows, nobody is locked out."""
 

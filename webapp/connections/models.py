@@ -63,3 +63,22 @@ class Connection(Base):
     last_words: Mapped[str] = mapped_column(sa.Text, default="")
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+    deleted_at: Mapped[datetime | None]
+    """A removed connection keeps its name, for the log, and nothing else."""
+
+
+class Backup(Base):
+    """A connection that stands in, at its place in the chain of a site."""
+
+    __tablename__ = "backup"
+
+    site_id: Mapped[int] = mapped_column(
+        BigId, sa.ForeignKey("site.id", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(primary_key=True)
+    """From 1."""
+    connection_id: Mapped[int] = mapped_column(
+        sa.ForeignKey("connection.id", ondelete="CASCADE"), index=True
+    )
+
+    __table_args__ = (sa.UniqueConstraint("site_id", "connection_id"),)

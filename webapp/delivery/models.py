@@ -85,6 +85,8 @@ class Lane(Base):
     """Times in a row that the remote could not be reached at all, while the breaker is open."""
     blocked_kind: Mapped[str] = mapped_column(sa.String(30), default="")
     blocked_words: Mapped[str] = mapped_column(sa.Text, default="")
+    is_paused: Mapped[bool] = mapped_column(default=False, server_default=sa.false())
+    """A person lets nothing leave by it for now; apart from whatever else blocks it."""
 
 
 class Message(Base):
@@ -108,7 +110,15 @@ class Message(Base):
         sa.ForeignKey("connection.id", ondelete="SET NULL")
     )
     why: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    """Why this connection: a code and its parameters."""
+    """Why the planned connection: a code and its parameters."""
+    planned_id: Mapped[int | None] = mapped_column(BigId)
+    """The connection that routing chose; `connection_id` is another one while a backup stands in.
+    No foreign key: connections are never deleted."""
+    routed_version: Mapped[int | None]
+    """The site's `routing_version` by which it was planned; empty where no rule may move it."""
+    detour: Mapped[dict[str, Any] | None] = mapped_column(sa.JSON(none_as_null=True))
+    """Set where a backup stood in: `refused` and `passed`, keys of connections; see
+    `delivery.backups`."""
 
     subject: Mapped[str] = mapped_column(sa.Text)
     mail_from: Mapped[str] = mapped_column(sa.String(320))
@@ -164,6 +174,12 @@ class Message(Base):
             "id",
             sqlite_where=sa.text("due_at IS NOT NULL"),
             postgresql_where=sa.text("due_at IS NOT NULL"),
+        ),
+        sa.Index(
+            "ix_message_detour",
+            "id",
+            sqlite_where=sa.text("detour IS NOT NULL AND due_at IS NOT NULL"),
+            postgresql_where=sa.text("detour IS NOT NULL AND due_at IS NOT NULL"),
         ),
     )
 

@@ -53,6 +53,10 @@ class OAuthApp(Base):
     )
     """Whose own it is; empty for a shared one, which serves One-Click Setup."""
     name: Mapped[str] = mapped_column(sa.String(120), default="")
+    provider: Mapped[str] = mapped_column(
+        sa.String(20), default="microsoft", server_default="microsoft"
+    )
+    """Whose registration it is: `microsoft` or `google`."""
     cloud: Mapped[str] = mapped_column(sa.String(20))
     tenant: Mapped[str] = mapped_column(sa.String(255))
     """The path segment of its authority: `common`, `organizations`, `consumers` or one tenant."""
@@ -81,6 +85,9 @@ class Mailbox(Base):
     __tablename__ = "mailbox"
 
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
+    provider: Mapped[str] = mapped_column(
+        sa.String(20), default="microsoft", server_default="microsoft"
+    )
     cloud: Mapped[str] = mapped_column(sa.String(20))
     tenant_id: Mapped[str] = mapped_column(sa.String(64))
     object_id: Mapped[str] = mapped_column(sa.String(64))
