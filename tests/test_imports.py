@@ -26,6 +26,7 @@ LAYERS = (
     "mailers.errors",
     "microsoft.codes",
     "mailers.base",
+    "mailers.http_wire",
     "microsoft.graph",
     "microsoft.token_endpoint",
     "microsoft.sent_items",

@@ -25,7 +25,8 @@ from webapp.mailers.errors import (
     TransientError,
     UncertainError,
 )
-from webapp.microsoft.graph import IDLE_SECONDS, LARGEST_BODY, MAX_WORDS, Graph, TokenRefused
+from webapp.mailers.http_wire import IDLE_SECONDS, LARGEST_BODY, MAX_WORDS, TokenRefused
+from webapp.microsoft.graph import Graph
 
 TOKEN = "eyJ0eXAiOiJKV1Qi.this-is-secret.c2lnbmF0dXJl"
 MIME = b"From: a@contoso.example\r\nTo: b@example.org\r\nSubject: hello\r\n\r\nhello\r\n"

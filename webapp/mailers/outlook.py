@@ -17,8 +17,9 @@ from webapp.mailers.base import (
     TokenSource,
 )
 from webapp.mailers.errors import Cause, DeliveryError, NeedsReauthorisation, PermanentError
+from webapp.mailers.http_wire import TIME_LIMIT, Answer, TokenRefused
 from webapp.microsoft import sent_items
-from webapp.microsoft.graph import TIME_LIMIT, Answer, Graph, TokenRefused
+from webapp.microsoft.graph import Graph
 
 LARGEST = 2 * 1024 * 1024
 """Bytes of MIME in one call. Above some 2.2 MB Microsoft was seen to answer 200 and send nothing.

@@ -8,7 +8,8 @@ from collections.abc import Collection
 from urllib.parse import quote
 
 from webapp.mailers.errors import Cause, DeliveryError, TransientError
-from webapp.microsoft.graph import Graph, TokenRefused
+from webapp.mailers.http_wire import TokenRefused
+from webapp.microsoft.graph import Graph
 
 PERMISSIONS = frozenset({"mail.readwrite", "mail.read", "mail.readbasic"})
 """Any of these lets an app look, in lower case."""
