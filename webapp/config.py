@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     ca_bundle: Path | None = None
     microsoft_authority: str = ""
     microsoft_graph: str = ""
+    google_authority: str = ""
+    google_gmail: str = ""
     allow_plain_auth: bool = False
     metrics_token: SecretStr | None = None
 
@@ -133,7 +135,7 @@ class Settings(BaseSettings):
             raise ValueError("write the whole address, for example https://post.example.org")
         return value.rstrip("/")
 
-    @field_validator("microsoft_authority", "microsoft_graph")
+    @field_validator("microsoft_authority", "microsoft_graph", "google_authority", "google_gmail")
     @classmethod
     def _check_cloud_root(cls, value: str) -> str:
         parts = urlsplit(value)
@@ -147,6 +149,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 "POSTROOM_MICROSOFT_AUTHORITY and POSTROOM_MICROSOFT_GRAPH belong together: "
                 "set both"
+            )
+        if bool(self.google_authority) != bool(self.google_gmail):
+            raise ValueError(
+                "POSTROOM_GOOGLE_AUTHORITY and POSTROOM_GOOGLE_GMAIL belong together: set both"
             )
         return self
 

@@ -43,7 +43,7 @@ def conversation(
     sandbox: SandboxThread, linked: Linked, time_limit: tuple[float, float] = (10, 10)
 ) -> OutlookConversation:
     around = Surroundings(hostname="postroom.test", ca_file=sandbox.ca, tokens=linked)
-    return OutlookConversation(OutlookMailer(grant_id=7), around, time_limit)
+    return OutlookConversation(7, around, time_limit)
 
 
 def failure(

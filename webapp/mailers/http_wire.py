@@ -350,6 +350,10 @@ class HttpWire:
             text = scrub(reply.body.decode("utf-8", "replace"), [token])
             log.append(INDENT + one_line(text)[:MAX_LOGGED])
 
+    def now(self) -> datetime:
+        """The time by which answers are read."""
+        return self._now()
+
     def wait_of(self, reply: Reply) -> timedelta | None:
         """What the answer says of when to come back; at most a day."""
         return _retry_after(reply.headers.get("Retry-After", ""), self._now())

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from webapp.fields import N_, ask
-from webapp.mailers.base import (
-    AccessToken,
-    Conversation,
-    Envelope,
-    Mailer,
-    Receipt,
-    Surroundings,
-    TokenSource,
-)
-from webapp.mailers.errors import Cause, DeliveryError, NeedsReauthorisation, PermanentError
-from webapp.mailers.http_wire import TIME_LIMIT, Answer, TokenRefused
+from webapp.mailers.base import AccessToken, Mailer, Surroundings
+from webapp.mailers.errors import Cause, PermanentError
+from webapp.mailers.http_wire import TIME_LIMIT, TokenRefused
+from webapp.mailers.linked import LinkedConversation, megabytes
 from webapp.microsoft import sent_items
 from webapp.microsoft.graph import Graph
 
@@ -65,7 +58,7 @@ class OutlookMailer(Mailer):
     """Filled in when the connection is loaded; 0 is not linked."""
 
     def open(self, surroundings: Surroundings) -> OutlookConversation:
-        return OutlookConversation(self, surroundings)
+        return OutlookConversation(self.grant_id, surroundings)
 
     def lane_key(self) -> str:
         """Empty: the lane is the mailbox's."""
@@ -100,69 +93,16 @@ class OutlookMailer(Mailer):
             graph.close()
 
 
-class OutlookConversation(Conversation):
-    """Sends from one mailbox; the connection to Graph is kept from mail to mail."""
+class OutlookConversation(LinkedConversation):
+    """Sends from one mailbox at Microsoft."""
 
-    def __init__(
-        self,
-        mailer: OutlookMailer,
-        surroundings: Surroundings,
-        time_limit: tuple[float, float] = TIME_LIMIT,
-    ) -> None:
-        self._grant_id = mailer.grant_id
-        self._tokens = surroundings.tokens
-        self._ca_file = surroundings.ca_file
-        self._time_limit = time_limit
-        self._graph: Graph | None = None
-
-    def send(self, envelope: Envelope, content: bytes) -> Receipt:
-        """The recipients are those in the headers of the content; the envelope says the same."""
+    def check(self, content: bytes) -> None:
         if len(content) > LARGEST:
-            raise _too_large(len(content))
-        tokens = self._linked()
-        answer = self._send(tokens, tokens.token(self._grant_id), content)
-        return Receipt(remote_id=answer.request_id, code=str(answer.status), log=answer.log)
+            raise PermanentError(
+                f"This mail is {megabytes(len(content))}. "
+                "Without permission to make drafts, Microsoft takes up to 2 MB in one call.",
+                cause_code=Cause.TOO_LARGE,
+            )
 
-    def close(self) -> None:
-        if self._graph is not None:
-            self._graph.close()
-
-    def _linked(self) -> TokenSource:
-        if self._tokens is None or not self._grant_id:
-            raise NeedsReauthorisation("No account is linked.", cause_code=Cause.AUTH)
-        return self._tokens
-
-    def _send(self, tokens: TokenSource, token: AccessToken, content: bytes) -> Answer:
-        try:
-            return self._graph_of(token).send_mime(token.value, content)
-        except TokenRefused as refused:
-            return self._send_again(tokens, token, refused, content)
-
-    def _send_again(
-        self, tokens: TokenSource, token: AccessToken, refused: TokenRefused, content: bytes
-    ) -> Answer:
-        """A token can be revoked before its time: once more with a newer one, then it is final."""
-        try:
-            newer = tokens.token(self._grant_id, refused=token.value, claims=refused.claims)
-            answer = self._graph_of(newer).send_mime(newer.value, content)
-        except DeliveryError as error:
-            error.log = (*refused.log, *error.log)
-            raise
-        return replace(answer, log=(*refused.log, *answer.log))
-
-    def _graph_of(self, token: AccessToken) -> Graph:
-        """Linking again can move an account to another cloud."""
-        if self._graph is None or self._graph.api != token.api:
-            self.close()
-            self._graph = Graph(token.api, ca_file=self._ca_file, time_limit=self._time_limit)
-        return self._graph
-
-
-def _too_large(size: int) -> PermanentError:
-    # Rounded up, or a mail that is a little too large would be said to fit.
-    tenths = -(-size * 10 // (1024 * 1024))
-    return PermanentError(
-        f"This mail is {tenths // 10}.{tenths % 10} MB. "
-        "Without permission to make drafts, Microsoft takes up to 2 MB in one call.",
-        cause_code=Cause.TOO_LARGE,
-    )
+    def connect(self, api: str) -> Graph:
+        return Graph(api, ca_file=self._ca_file, time_limit=self._time_limit)

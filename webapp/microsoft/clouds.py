@@ -32,6 +32,7 @@ class Segment(StrEnum):
 class Cloud:
     """One cloud. `login` and `graph` are roots without a slash at the end."""
 
+    provider: str = "microsoft"
     slug: str
     label: str
     login: str

@@ -1,0 +1,1 @@
+"""Google as a mail provider: Gmail and Google Workspace mailboxes."""
