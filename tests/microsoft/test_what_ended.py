@@ -11,7 +11,7 @@ from tests.rig.sandbox import SandboxThread
 from webapp.connections.models import Health
 from webapp.explain.match import MICROSOFT, SCOPES_CHANGED, explain
 from webapp.mailers.errors import NeedsReauthorisation
-from webapp.microsoft import tokens
+from webapp.microsoft import renewal
 from webapp.microsoft.models import GrantState
 
 EXPIRED = 3700
@@ -72,14 +72,14 @@ def test_setting_up_a_second_proof_is_not_giving_one() -> None:
 
 
 def test_both_sides_call_it_by_the_same_code() -> None:
-    assert tokens.SCOPES_CHANGED == SCOPES_CHANGED
+    assert renewal.SCOPES_CHANGED == SCOPES_CHANGED
 
 
 def test_a_permission_that_is_not_needed_may_go_and_another_come(linked: Linked) -> None:
     before = ["User.Read", "Mail.Send", "offline_access"]
     answered = "openid https://graph.example/Mail.Send https://graph.example/Mail.ReadWrite"
-    assert tokens._granted(answered, before) == ["Mail.Send", "offline_access", "Mail.ReadWrite"]
-    assert tokens._granted("", before) == before
+    assert renewal._granted(answered, before) == ["Mail.Send", "offline_access", "Mail.ReadWrite"]
+    assert renewal._granted("", before) == before
     linked.let_pass(EXPIRED)
     linked.tokens().token(linked.grant_id)
     assert {"User.Read", "Mail.Send"} <= set(linked.grant().scopes)

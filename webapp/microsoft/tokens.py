@@ -5,26 +5,20 @@ thread of one process (a lock per grant, and a lease on its row), with no transa
 the network is asked. What comes back counts only while the row's version is still the one it began
 with: so a late renewal undoes neither a Remove nor a new link.
 
-MSAL talks to the token endpoint, but remembers nothing for us: its memory of answers is not made
-for many threads, and would repeat a refusal up to a minute after a person has put it right.
+Who talks to the token endpoint, and how, is a matter of the provider: see `renewal`.
 """
 
-import logging
 import os
 import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from enum import StrEnum
-from typing import Any
 
-import msal
 import requests
 import sqlalchemy as sa
 import structlog
-from msal.exceptions import MsalServiceError
 from sqlalchemy.orm import Session
 
 from webapp.config import ConfigError
@@ -39,23 +33,23 @@ from webapp.mailers.errors import (
     Misconfigured,
     NeedsReauthorisation,
     TransientError,
-    scrub,
 )
 from webapp.microsoft import service
-from webapp.microsoft.clouds import Cloud, Segment
+from webapp.microsoft.clouds import Cloud
 from webapp.microsoft.models import Grant, GrantState, OAuthApp
-from webapp.microsoft.token_endpoint import (
-    MAX_WORDS,
-    NOT_OAUTH,
-    Wire,
-    body_of,
-    network_failure,
-    refusal,
+from webapp.microsoft.renewal import (
+    NO_SECRET,
+    AppFacts,
+    AtHand,
+    MsalRenewer,
+    Proof,
+    Renewer,
+    Verdict,
 )
 
+__all__ = ["NO_CLOUD", "NO_SECRET", "UNLINKED", "AppFacts", "Proof", "Tokens", "Verdict"]
+
 log = structlog.get_logger(__name__)
-# It logs whole answers that are no JSON, and a proxy's error page may repeat what we sent.
-logging.getLogger("msal").setLevel(logging.CRITICAL)
 
 MARGIN_SECONDS = 300.0
 """A token is renewed so long before it ends, or at half its life where it lives for minutes."""
@@ -69,55 +63,11 @@ LONGEST_WAIT = 90.0
 POLL = (0.05, 0.5)
 """The first pause between looks at somebody else's renewal, and the longest."""
 
-ABOUT_THE_TOKEN = frozenset({"invalid_grant", "AADSTS9002313"})
-"""Codes that speak of what was handed in with the secret, when that was made up."""
-RESERVED = frozenset({"openid", "profile", "email", "offline_access"})
-"""MSAL asks for these by itself."""
-
 UNLINKED = N_("The link to this mailbox was removed.")
-NO_TOKENS = N_("The stored link holds no tokens. Link the mailbox again.")
-NO_SECRET = N_("The app registration has no secret.")
 NO_CLOUD = N_("The cloud of the app registration is not known to this installation.")
 UNREADABLE = N_("The stored link cannot be opened with the keys of this installation.")
 DATABASE_AWAY = N_("The database did not answer.")
 STILL_RENEWED = N_("Another process is renewing this link and has not finished.")
-NOT_SENDING = N_(
-    "Microsoft renewed the link without Mail.Send: what the app may do was changed there."
-)
-
-SCOPES_CHANGED = "scopes-changed"
-"""Our own code for a renewal that left the permission to send out."""
-SEND = "Mail.Send"
-NOBODY = "this-is-the-refresh-token-of-nobody"
-"""For a call that is only to find out whether a secret is right."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AppFacts:
-    """What identifies us at a token endpoint; `tenant` is the path segment of the authority."""
-
-    client_id: str
-    secret: str = field(repr=False)
-    cloud: Cloud
-    tenant: str
-
-
-class Verdict(StrEnum):
-    """What a token endpoint thinks of a secret."""
-
-    RIGHT = "right"
-    WRONG = "wrong"
-    UNKNOWN = "unknown"
-    """It did not say, or nobody could be asked."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Proof:
-    """What became of the question whether a secret is right."""
-
-    verdict: Verdict
-    code: str = ""
-    words: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,18 +117,6 @@ class _Failure:
     until: float
 
 
-_STUMBLES = (
-    MsalServiceError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RuntimeError,
-)
-"""How MSAL and Python's JSON fail over what is not an answer by the book."""
-
-
 class _Slot:
     """What this process knows of one grant. The lock is held by whoever renews."""
 
@@ -210,9 +148,8 @@ class Tokens:
         self._db = db
         self._load_keys = load_keys
         self.clouds = clouds
-        self._session = session
         self._slots: dict[int, _Slot] = {}
-        self._metadata: dict[str, tuple[float, requests.Response]] = {}
+        self._renewers: Mapping[str, Renewer] = {"microsoft": MsalRenewer(session)}
 
     # ---- what others ask for ----
 
@@ -266,49 +203,17 @@ class Tokens:
 
         `scopes` are without the cloud in front. Raises DeliveryError. Needs no database.
         """
-        if not app.secret:
-            raise Misconfigured(NO_SECRET)
-        cache = msal.SerializableTokenCache()
-        wanted = _scopes(app.cloud, scopes)
-        self._ask(
-            app,
-            cache,
-            lambda client: client.acquire_token_by_refresh_token(refresh_token, wanted),
-            hidden=(refresh_token,),
-        )
-        return str(cache.serialize())
+        return self._renewer(app.cloud).hand_over(app, refresh_token, scopes)
 
     def prove(self, app: AppFacts, cache: str = "") -> Proof:
         """Whether the token endpoint takes this secret; changes nothing, and needs no database.
 
-        `cache` is that of a link by the same registration: then the link is renewed, and what that
-        brings is thrown away, because Microsoft leaves the refresh token at hand good. Without one,
-        an organization's own registration asks for a token of its own, and any other shows a
-        refresh token of nobody: the secret is looked at first, so only a right one gets as far as
-        being told that the token is no good.
+        `cache` is that of a link by the same registration, where there is one.
         """
-        made = msal.SerializableTokenCache()
-        known = msal.SerializableTokenCache()
-        known.deserialize(cache or "{}")
-        found = list(known.search(known.CredentialType.REFRESH_TOKEN))
-        refresh_token = str(found[0]["secret"]) if found else NOBODY
+        return self._renewer(app.cloud).prove(app, cache)
 
-        def ask(client: msal.ConfidentialClientApplication) -> Any:
-            if not found and app.tenant not in set(Segment):
-                return client.acquire_token_for_client([app.cloud.scope(".default")])
-            return client.acquire_token_by_refresh_token(refresh_token, _scopes(app.cloud, [SEND]))
-
-        try:
-            self._ask(app, made, ask, hidden=(refresh_token,))
-        except NeedsReauthorisation:
-            return Proof(verdict=Verdict.RIGHT)  # it is the link that is no good
-        except TransientError as error:
-            return Proof(verdict=Verdict.UNKNOWN, code=error.code, words=error.words)
-        except DeliveryError as error:
-            if error.code in ABOUT_THE_TOKEN:
-                return Proof(verdict=Verdict.RIGHT)
-            return Proof(verdict=Verdict.WRONG, code=error.code, words=error.words)
-        return Proof(verdict=Verdict.RIGHT)
+    def _renewer(self, cloud: Cloud) -> Renewer:
+        return self._renewers[cloud.provider]
 
     # ---- in memory ----
 
@@ -425,66 +330,10 @@ class Tokens:
     def _refresh(self, grant_id: int, row: _Row, claims: str) -> tuple[str, _Held, Sequence[str]]:
         """The network: a new token, the text of the cache that it came into, and what it allows."""
         app = self._facts(row)
-        cache = msal.SerializableTokenCache()
-        cache.deserialize(self._unsealed("grant", service.grant_subject(grant_id), row.cache))
-        wanted = _scopes(app.cloud, row.scopes)
-
-        def ask(client: msal.ConfidentialClientApplication) -> Any:
-            accounts = client.get_accounts()
-            return client.acquire_token_silent_with_error(
-                wanted,
-                accounts[0] if accounts else None,
-                force_refresh=True,
-                claims_challenge=claims or None,
-            )
-
-        answer = self._ask(app, cache, ask)
-        named = str(answer.get("scope") or "")
-        scopes = _granted(named, row.scopes)
-        if named and SEND.casefold() not in {scope.casefold() for scope in scopes}:
-            raise NeedsReauthorisation(NOT_SENDING, code=SCOPES_CHANGED, cause_code=Cause.AUTH)
-        renewed = _newest(cache, app.cloud, row)
-        if renewed is None:
-            raise TransientError(NOT_OAUTH, cause_code=Cause.PROTOCOL)
+        cache = self._unsealed("grant", service.grant_subject(grant_id), row.cache)
+        renewed = self._renewer(app.cloud).renew(app, cache, row.scopes, claims)
         log.info("a link was renewed", grant=grant_id)
-        return str(cache.serialize()), renewed, scopes
-
-    def _ask(
-        self,
-        app: AppFacts,
-        cache: msal.SerializableTokenCache,
-        call: Callable[[msal.ConfidentialClientApplication], Any],
-        hidden: Sequence[str] = (),
-    ) -> Mapping[str, Any]:
-        """One call by MSAL, which leaves what it brings in `cache`. Raises DeliveryError."""
-        known = cache.search(cache.CredentialType.REFRESH_TOKEN)
-        hidden = (app.secret, *hidden, *(str(entry["secret"]) for entry in known))
-        session = self._session()
-        wire = Wire(session, self._metadata)
-        try:
-            client = msal.ConfidentialClientApplication(
-                app.client_id,
-                client_credential=app.secret,
-                authority=app.cloud.authority(app.tenant),
-                instance_discovery=False,
-                http_client=wire,
-                token_cache=cache,
-            )
-            wire.remember()
-            result = call(client)
-        except requests.RequestException as error:
-            raise network_failure(error, hidden) from error
-        except _STUMBLES as error:
-            if wire.last is None:
-                raise Misconfigured(scrub(str(error), hidden)[:MAX_WORDS]) from error
-            raise refusal(body_of(wire.last), wire.last, hidden) from error
-        finally:
-            session.close()
-        if result is None and wire.last is None:  # there was nothing to ask with
-            raise NeedsReauthorisation(NO_TOKENS, cause_code=Cause.AUTH)
-        if result is None or "access_token" not in result:
-            raise refusal(result or {}, wire.last, hidden)
-        return dict(result)
+        return renewed.cache, _held(renewed.at_hand, app.cloud, row), renewed.scopes
 
     # ---- the database ----
 
@@ -503,9 +352,9 @@ class Tokens:
         cloud = self.clouds.get(row.cloud)
         if cloud is None or row.cache is None:
             return None
-        cache = msal.SerializableTokenCache()
-        cache.deserialize(self._unsealed("grant", service.grant_subject(row.id), row.cache))
-        return _newest(cache, cloud, row)
+        cache = self._unsealed("grant", service.grant_subject(row.id), row.cache)
+        found = self._renewer(cloud).at_hand(row.client_id, cache)
+        return None if found is None else _held(found, cloud, row)
 
     def _facts(self, row: _Row) -> AppFacts:
         """Raises Misconfigured when the registration is not complete."""
@@ -652,37 +501,13 @@ def _note(
     service.note_refusal(session, grant_id, kind=kind, code=error.code, words=error.words, now=now)
 
 
-def _scopes(cloud: Cloud, scopes: Sequence[str]) -> list[str]:
-    return [cloud.scope(scope) for scope in scopes if scope not in RESERVED]
-
-
-def _granted(answered: str, before: Sequence[str]) -> Sequence[str]:
-    """Permissions after a renewal, without the cloud in front; no answer means the same ones.
-
-    What belongs to the sign-in itself is not always named again.
-    """
-    if not answered.strip():
-        return before
-    named = [scope.rpartition("/")[2] for scope in answered.split()]
-    granted = {scope.casefold() for scope in named} | RESERVED
-    kept = [scope for scope in before if scope.casefold() in granted]
-    known = {scope.casefold() for scope in kept} | RESERVED
-    return [*kept, *(scope for scope in named if scope.casefold() not in known)]
-
-
-def _newest(cache: msal.SerializableTokenCache, cloud: Cloud, row: _Row) -> _Held | None:
-    """The access token that came last into a cache; a cache is of one grant only."""
-    kind = cache.CredentialType.ACCESS_TOKEN
-    found = list(cache.search(kind, query={"client_id": row.client_id}))
-    if not found:
-        return None
-    newest = max(found, key=lambda entry: int(entry["cached_at"]))
-    came_at, expires_at = float(newest["cached_at"]), float(newest["expires_on"])
+def _held(found: AtHand, cloud: Cloud, row: _Row) -> _Held:
+    lives = found.expires_at - found.came_at
     return _Held(
-        given=AccessToken(value=str(newest["secret"]), api=cloud.api),
+        given=AccessToken(value=found.value, api=cloud.api),
         version=row.version,
-        good_until=expires_at - min(MARGIN_SECONDS, (expires_at - came_at) / 2),
-        expires_at=expires_at,
+        good_until=found.expires_at - min(MARGIN_SECONDS, lives / 2),
+        expires_at=found.expires_at,
     )
 
 
