@@ -99,7 +99,7 @@ def refusal(
         return TransientError(
             words or f"HTTP {status}",
             code=code or f"HTTP {status}",
-            retry_after=_retry_after(answer),
+            retry_after=retry_after(answer),
             cause_code=Cause.RATE if status == 429 else Cause.UNKNOWN,
         )
     if not error:
@@ -128,7 +128,7 @@ def _words(body: Mapping[str, Any], said: str, hidden: Sequence[str]) -> str:
     return words.strip()
 
 
-def _retry_after(answer: requests.Response | None) -> timedelta | None:
+def retry_after(answer: requests.Response | None) -> timedelta | None:
     """Seconds; no date was ever seen here."""
     text = answer.headers.get("Retry-After", "") if answer is not None else ""
     digits = text[:10]  # a number of thousands of digits is one that Python refuses to read

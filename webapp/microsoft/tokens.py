@@ -26,6 +26,7 @@ from webapp.crypto import Keyring, SealError
 from webapp.db import Database
 from webapp.delivery.models import Outcome
 from webapp.fields import N_
+from webapp.google.renewal import GoogleRenewer
 from webapp.mailers.base import AccessToken
 from webapp.mailers.errors import (
     Cause,
@@ -149,7 +150,10 @@ class Tokens:
         self._load_keys = load_keys
         self.clouds = clouds
         self._slots: dict[int, _Slot] = {}
-        self._renewers: Mapping[str, Renewer] = {"microsoft": MsalRenewer(session)}
+        self._renewers: Mapping[str, Renewer] = {
+            "microsoft": MsalRenewer(session),
+            "google": GoogleRenewer(session),
+        }
 
     # ---- what others ask for ----
 
