@@ -31,6 +31,7 @@ __all__ = [
     "raw_text",
     "read_mail",
     "sanitise_html",
+    "text_bodies",
 ]
 
 MAX_TEXT = 1_000_000
@@ -140,6 +141,20 @@ def raw_text(raw: bytes, limit: int) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").translate(_CONTROL_PICTURES)
 
 
+def text_bodies(raw: bytes, limit: int) -> list[str]:
+    """The text and the HTML that a mail reads as, in its order, `limit` characters at most."""
+    found: list[str] = []
+    room = limit
+    for part in leaves(raw):
+        if room <= 0:
+            break
+        if _is_text(part):
+            text = _text_of(part, raw, room)[:room]
+            found.append(text)
+            room -= len(text)
+    return found
+
+
 def _attached(raw: bytes) -> list[Part]:
     return [part for part in leaves(raw) if not _is_text(part)]
 
@@ -162,14 +177,14 @@ def _content(part: Part, raw: bytes) -> bytes:
     return decode_body(part.body(raw), transfer_encoding(part.headers))
 
 
-def _text_of(part: Part, raw: bytes) -> str:
-    """The text of a part, with one character more than is shown when it is longer."""
+def _text_of(part: Part, raw: bytes, limit: int = MAX_TEXT) -> str:
+    """The text of a part, with one character more than the limit when it is longer."""
     # Four bytes a character, base64 or quoted-printable on top: enough for any text shown.
-    body = part.body(raw, MAX_TEXT * 12)
+    body = part.body(raw, limit * 12)
     content = decode_body(body, transfer_encoding(part.headers))
     told = parameters(part.headers.get(b"content-type") or b"")[1]
     text = charset_to_text(content, told.get("charset", ""))
-    text = text[: MAX_TEXT + 1].replace("\r\n", "\n").replace("\r", "\n")
+    text = text[: limit + 1].replace("\r\n", "\n").replace("\r", "\n")
     return "\n".join([clean(line) for line in text.replace("\t", "    ").split("\n")])
 
 
