@@ -279,7 +279,7 @@ class HttpWire:
         assert isinstance(pool, HTTPConnectionPool)
         adapter.cert_verify(pool, self.api, verify, None)  # type: ignore[no-untyped-call]
         # The path alone, but the whole address where a proxy for plain http asks for it.
-        self._target = adapter.request_url(root, proxies)
+        self._target = adapter.request_url(root, proxies).rstrip("/")  # a bare root is one
         self._pool = pool
         return pool
 
