@@ -230,7 +230,7 @@ def test_a_linked_account_is_shown_with_all_that_is_known_of_it(
         assert words in found.text
     uid = made.connection.uid
     assert links(found) == {
-        "Send a test": "/sites/galerie-nord/tools/test",
+        "Send a test": f"/sites/galerie-nord/tools/test?via={uid}",
         "Remove Connection…": f"/sites/galerie-nord/connections/{uid}/unlink",
     }
     assert found.one("button", value="authorize").text == "Re-authorize"

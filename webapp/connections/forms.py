@@ -21,17 +21,13 @@ from webapp.forms import Choice, Form, Radios, Text, choices, refuse
 from webapp.mailers import registry
 from webapp.mailers.base import Mailer
 from webapp.mailers.outlook import OutlookMailer
-from webapp.microsoft.clouds import Cloud
-from webapp.microsoft.forms import AppForm, app_form, app_values, show_errors
+from webapp.microsoft.forms import AppForm, app_values, show_errors
 from webapp.microsoft.models import Mailbox, OAuthApp
 from webapp.microsoft.service import AppValues
 from webapp.microsoft.standing import Standing
 from webapp.sites.models import Site
 
 OUTLOOK = OutlookMailer.slug
-OWN_APP = f"{OUTLOOK}-app"
-"""In front of the names of the fields of a connection's own registration."""
-
 SHARED_APP = "shared_app"
 """A setting whose values are rows, so that each request has its own."""
 
@@ -46,8 +42,13 @@ def kinds() -> dict[str, type[Mailer]]:
 
 
 class FromForm(Form):
-    """The From block, and which mailer it is."""
+    """Name and From block, and which mailer it is."""
 
+    nickname = Text(
+        _l("Connection Nickname"),
+        description=_l("By this name it is chosen for backups, routes and tests."),
+        limit=400,
+    )
     from_email = Text(_l("From Email"), description=_l("The address mail is sent from."), limit=400)
     force_from_email = BooleanField(
         _l("Force From Email"),
@@ -136,7 +137,7 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class Links:
-    """How the connection stands with each registration it may use at Microsoft."""
+    """How the connection stands with each registration it may use at a provider."""
 
     shared: Standing
     own: Standing
@@ -148,16 +149,39 @@ class Links:
     """Of the link in use."""
 
 
-@dataclass
+@dataclass(kw_only=True)
+class Account:
+    """What the page knows and asks of a mailer whose account is linked."""
+
+    links: Links
+    app: AppForm
+    """The registration that the connection brings along, where it does."""
+    settings: Form
+
+    @property
+    def one_click(self) -> bool:
+        """Whether One-Click Setup is on, as the page has it now."""
+        return bool(self.settings.one_click.data)
+
+    @property
+    def standing(self) -> Standing:
+        """That of the registration which the page has chosen now."""
+        return self.links.shared if self.one_click else self.links.own
+
+
+@dataclass(kw_only=True)
 class ConnectionForm:
     """All forms of the page, of which only the chosen mailer's is read."""
 
+    site: Site
     block: FromForm
     mailers: dict[str, Form]
     limits: dict[str, LimitsForm]
-    app: AppForm
-    links: Links
+    accounts: dict[str, Account]
+    """By the slugs of the mailers that are linked."""
     connection: Connection | None
+    asks_nickname: bool
+    """The primary connection of a site does well without a name; any other one needs it."""
     stored: Mapping[str, object]
     """The From block as it is stored."""
 
@@ -167,33 +191,32 @@ class ConnectionForm:
         return str(self.block.mailer.data or "")
 
     @property
-    def one_click(self) -> bool:
-        """Whether One-Click Setup is on, as the page has it now."""
-        return bool(self.mailers[OUTLOOK].one_click.data)
-
-    @property
-    def standing(self) -> Standing:
-        """That of the registration which the page has chosen now."""
-        return self.links.shared if self.one_click else self.links.own
+    def account(self) -> Account | None:
+        """Of the chosen mailer; None where nothing is linked."""
+        return self.accounts.get(self.slug)
 
     @property
     def brings_app(self) -> bool:
         """Whether the registration's own fields count."""
-        return self.slug == OUTLOOK and not self.one_click
+        return self.account is not None and not self.account.one_click
 
     @property
     def has_limits(self) -> bool:
         """Whether the chosen mailer's limits can be set now: a mailbox has them, not the link."""
-        return self.slug in self.limits and (self.slug != OUTLOOK or self.links.mailbox is not None)
+        linked = self.account is None or self.account.links.mailbox is not None
+        return self.slug in self.limits and linked
 
     def fields(self) -> Iterator[Field]:
         """Every field that counts, in the order of the page."""
-        yield from self.block
+        yield from (field for field in self.block if self._is_asked(field))
         yield from self.mailers.get(self.slug, ())
-        if self.brings_app:
-            yield from self.app
+        if self.account is not None and self.brings_app:
+            yield from self.account.app
         if self.has_limits:
             yield from self.limits[self.slug]
+
+    def _is_asked(self, field: Field) -> bool:
+        return self.asks_nickname or field.name != "nickname"
 
     def values(self) -> FormValues:
         """What was entered; raises FieldErrors for a mailer that does not exist."""
@@ -209,7 +232,7 @@ class ConnectionForm:
             from_name=str(self._kept("from_name", kind.names_sender) or ""),
             force_from_name=bool(self._kept("force_from_name", kind.names_sender)),
             return_path=bool(self._kept("return_path", kind.supports_return_path)),
-            nickname=self.connection.nickname if self.connection else "",
+            nickname=str(self._kept("nickname", self.asks_nickname) or ""),
             mailer=self.slug,
             settings=settings,
             secrets={name: str(value) for name, value in secrets.items()},
@@ -221,7 +244,8 @@ class ConnectionForm:
 
     def app_values(self) -> AppValues:
         """What was entered for the registration that the connection brings along."""
-        return app_values(self.app)
+        assert self.account is not None
+        return app_values(self.account.app)
 
     def limit_values(self) -> dict[str, int | None]:
         """The limits of the chosen mailer; raises FieldErrors by their names."""
@@ -245,7 +269,8 @@ class ConnectionForm:
 
     def show_app(self, error: FieldErrors) -> None:
         """Put what is wrong with the registration at its fields."""
-        show_errors(self.app, error)
+        if self.account is not None:
+            show_errors(self.account.app, error)
 
     def secret(self, slug: str, name: str) -> Secret:
         """How to show one secret of a mailer."""
@@ -267,32 +292,44 @@ def connection_form(
     site: Site,
     connection: Connection | None,
     limits: Mapping[str, Mapping[str, int | None]],
-    links: Links,
-    clouds: Mapping[str, Cloud],
+    accounts: Mapping[str, tuple[Links, AppForm]],
+    *,
+    asks_nickname: bool = False,
 ) -> ConnectionForm:
-    """The form with what is stored, or with what was sent; `limits` are by the mailers' slugs."""
+    """The form with what is stored, or with what was sent; `limits` and `accounts` are by the
+    mailers' slugs."""
     found = kinds()
     stored = _block_data(site, connection, next(iter(found)))
     mailers = {
         slug: form_class(kind)(prefix=slug, data=_mailer_data(kind, connection))
         for slug, kind in found.items()
     }
-    apps = [(app.uid, app.name or app.client_id) for app in links.apps]
-    mailers[OUTLOOK].shared_app.choices = choices(apps)
-    if not mailers[OUTLOOK].shared_app.raw_data:  # there is a menu only where there are several
-        mailers[OUTLOOK].shared_app.data = links.shared.app.uid if links.shared.app else ""
+    for slug, (links, _app) in accounts.items():
+        _offer_apps(mailers[slug], links)
     return ConnectionForm(
+        site=site,
         block=FromForm(data=stored),
         mailers=mailers,
         limits={
             slug: LimitsForm(prefix=f"{slug}-limits", data=_limit_data(limits.get(slug, {})))
             for slug in found
         },
-        app=app_form(links.own.app, clouds, prefix=OWN_APP),
-        links=links,
+        accounts={
+            slug: Account(links=links, app=app, settings=mailers[slug])
+            for slug, (links, app) in accounts.items()
+        },
         connection=connection,
+        asks_nickname=asks_nickname,
         stored=stored,
     )
+
+
+def _offer_apps(form: Form, links: Links) -> None:
+    """The shared registrations, to choose from."""
+    field = form[SHARED_APP]
+    field.choices = choices([(app.uid, app.name or app.client_id) for app in links.apps])
+    if not field.raw_data:  # there is a menu only where there are several
+        field.data = links.shared.app.uid if links.shared.app else ""
 
 
 def _limit_data(limits: Mapping[str, int | None]) -> dict[str, str]:
@@ -302,6 +339,7 @@ def _limit_data(limits: Mapping[str, int | None]) -> dict[str, str]:
 def _block_data(site: Site, connection: Connection | None, first: str) -> dict[str, object]:
     if connection is None:
         return {
+            "nickname": "",
             "from_email": site.admin_email,
             "force_from_email": True,
             "from_name": site.name,
@@ -310,6 +348,7 @@ def _block_data(site: Site, connection: Connection | None, first: str) -> dict[s
             "mailer": first,
         }
     return {
+        "nickname": connection.nickname,
         "from_email": connection.from_email,
         "force_from_email": connection.force_from_email,
         "from_name": connection.from_name,

@@ -81,31 +81,44 @@ class FormValues:
 
 def find_connection(session: Session, site: Site, uid: str) -> Connection | None:
     """A connection of this site, or a shared one; never the installation's own."""
-    query = sa.select(Connection).where(
-        Connection.uid == uid,
-        Connection.is_system.is_(False),
+    return session.scalar(sa.select(Connection).where(Connection.uid == uid, choosable(site)))
+
+
+def choosable(site: Site) -> sa.ColumnElement[bool]:
+    """Connections that a site may send by: its own, and those that every site may choose."""
+    return sa.and_(
         sa.or_(Connection.site_id == site.id, Connection.site_id.is_(None)),
+        Connection.is_system.is_(False),
+        Connection.deleted_at.is_(None),
     )
-    return session.scalar(query)
 
 
 def connections_of(session: Session, site: Site) -> list[Connection]:
-    """The connections of a site, the oldest first."""
-    query = sa.select(Connection).where(Connection.site_id == site.id).order_by(Connection.id)
-    return list(session.scalars(query))
+    """The connections of a site, the oldest first; not those that every site may choose."""
+    query = sa.select(Connection).where(
+        Connection.site_id == site.id, Connection.deleted_at.is_(None)
+    )
+    return list(session.scalars(query.order_by(Connection.id)))
+
+
+def choosable_connections(session: Session, site: Site) -> list[Connection]:
+    """The same and those that every site may choose, which come last."""
+    query = sa.select(Connection).where(choosable(site))
+    return list(session.scalars(query.order_by(Connection.site_id.is_(None), Connection.id)))
 
 
 def alert_connection(session: Session) -> Connection | None:
     """The installation's own, by which alerts leave."""
-    query = sa.select(Connection).where(Connection.is_system).order_by(Connection.id).limit(1)
-    return session.scalar(query)
+    query = sa.select(Connection).where(Connection.is_system, Connection.deleted_at.is_(None))
+    return session.scalar(query.order_by(Connection.id).limit(1))
 
 
 def primary_connection(session: Session, site: Site) -> Connection | None:
     """The connection a site sends with, if it has one."""
     if site.primary_connection_id is None:
         return None
-    return session.get(Connection, site.primary_connection_id)
+    found = session.get(Connection, site.primary_connection_id)
+    return found if found is not None and found.deleted_at is None else None
 
 
 def load_mailer(connection: Connection, keyring: Keyring) -> Mailer:
@@ -165,16 +178,17 @@ def save_connection(
     connection: Connection | None,
     values: FormValues,
     *,
+    shares: bool = False,
     actor: str,
     now: datetime,
 ) -> Connection:
     """Check and store what was entered; a new connection when `connection` is None.
 
-    Without a site it is the installation's own. Settings and secrets of other mailers stay stored.
-    Raises FieldErrors by the names of the From block and of the mailer's settings, and
-    ForeignConnection.
+    Without a site it is the installation's own; with `shares` it may be one that every site may
+    choose. Settings and secrets of other mailers stay stored. Raises FieldErrors by the names of
+    the From block and of the mailer's settings, and ForeignConnection.
     """
-    if connection is not None and not _may_save(site, connection):
+    if connection is not None and not _may_save(site, connection, shares=shares):
         raise ForeignConnection(connection.uid)
     secrets = stored_secrets(connection, keyring) if connection else {}
     block, block_errors = _checked_block(values)
@@ -205,7 +219,7 @@ def save_connection(
         forget_health(connection)
     session.flush()
     if changes:
-        _record(session, site, connection, is_new, changes, actor, now)
+        _record(session, connection, is_new, changes, actor, now)
     return connection
 
 
@@ -213,7 +227,7 @@ def set_primary(
     session: Session, site: Site, connection: Connection, *, actor: str, now: datetime
 ) -> bool:
     """Make it the connection the site sends with; returns whether it was another one before."""
-    if not _may_save(site, connection):
+    if not may_choose(site, connection):
         raise ForeignConnection(connection.uid)
     if site.primary_connection_id == connection.id:
         return False
@@ -242,10 +256,21 @@ def forget_health(connection: Connection) -> None:
     connection.last_words = ""
 
 
-def _may_save(site: Site | None, connection: Connection) -> bool:
+def may_choose(site: Site, connection: Connection) -> bool:
+    """Whether a site may send by it: its own, or one that every site may choose."""
+    mine_or_shared = connection.site_id in {site.id, None} and not connection.is_system
+    return mine_or_shared and connection.deleted_at is None
+
+
+def is_shared(connection: Connection) -> bool:
+    """Whether every site may choose it."""
+    return connection.site_id is None and not connection.is_system
+
+
+def _may_save(site: Site | None, connection: Connection, *, shares: bool) -> bool:
     if site is None:
         return connection.is_system
-    return connection.site_id in {site.id, None} and not connection.is_system
+    return may_choose(site, connection) and (shares or not is_shared(connection))
 
 
 def _new_connection(site: Site | None, now: datetime) -> Connection:
@@ -384,7 +409,6 @@ def _secret_changes(
 
 def _record(
     session: Session,
-    site: Site | None,
     connection: Connection,
     is_new: bool,
     changes: dict[str, Any],
@@ -398,7 +422,7 @@ def _record(
         action="connection created" if is_new else "connection changed",
         object_kind="connection",
         object_id=connection.uid,
-        site_id=site.id if site else None,
+        site_id=connection.site_id,
         changes=changes,
     )
 
