@@ -604,6 +604,33 @@ def test_a_refused_exchange_is_told_in_microsofts_words(
     world.sandbox.fault(fault, times=1)
     assert words in world.notice(path)
     assert world.linked() == ""
+    with world.installation.db.read() as session:
+        app = session.get_one(OAuthApp, world.registration.id)
+    is_marked = "secret" in fault
+    assert (app.problem_since is not None, app.problem_code == words) == (is_marked, is_marked)
+
+
+def test_a_refused_secret_marks_the_registration_until_it_is_replaced(world: World) -> None:
+    path = world.back()
+    world.sandbox.fault("wrong_secret", times=1)
+    world.arrive(path)
+    page = world.client.get(f"/sites/{world.site.slug}/settings/general")
+    assert "Microsoft refuses the app registration" in page.one("main").text
+    path = world.back()
+    world.sandbox.fault("expired_secret", times=1)
+    world.set(world.registration, problem_since=None, problem_code="")
+    begun, link = flows._redeem, world.installation.keyring.seal
+    newer = link("oauth-app", f"oauth_app:{world.registration.uid}", "another~secret")
+
+    def redeem(*given: object) -> object:
+        world.set(world.registration, secret=newer)
+        return begun(*given)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flows, "_redeem", redeem)
+        world.arrive(path)
+    with world.installation.db.read() as session:
+        assert session.get_one(OAuthApp, world.registration.id).problem_since is None
 
 
 def test_a_wrong_cloud_is_explained(world: World) -> None:

@@ -206,3 +206,42 @@ def test_the_health_of_connections_is_written_in_the_order_of_their_keys(place: 
         other = place.beside(write)
         session.get_one(Connection, second, with_for_update=True)
     other.result(30)
+
+
+def test_two_first_links_of_a_mailbox_by_two_registrations_share_it(place: Place) -> None:
+    """Each holds the lock of its own registration, so both find no mailbox and make one."""
+    db, keyring = place.installation.db, place.installation.keyring
+    with db.write() as session:
+        other = an_app(session, keyring).id
+        for key in place.connections:
+            service.forget_links(session, session.get_one(Connection, key), db.now())
+    account = service.Account(
+        tenant_id="8d1f0000-0000-4000-8000-0000000000c2",
+        object_id="11111111-8888-4777-8666-000000000001",
+        address="new@contoso.example",
+    )
+
+    def attach(session: Session, app_id: int, which: int) -> int:
+        return service.attach(
+            session,
+            keyring,
+            session.get_one(Site, place.site_id),
+            session.get_one(Connection, place.connections[which]),
+            session.get_one(OAuthApp, app_id),
+            account,
+            cache="{}",
+            scopes=["Mail.Send"],
+            actor=MARA,
+            now=db.now(),
+        ).mailbox.id
+
+    with db.write() as session:
+        first = attach(session, place.app_id, 0)
+        second = place.beside(lambda session: attach(session, other, 1))
+    assert second.result(30) == first
+    with db.read() as session:
+        grants = session.scalars(sa.select(Grant).where(Grant.mailbox_id == first)).all()
+        lanes = {session.get_one(Connection, key).lane_id for key in place.connections}
+    assert {grant.app_id for grant in grants} == {place.app_id, other}
+    assert len(lanes) == 1
+    assert None not in lanes

@@ -6,7 +6,8 @@ refresh token goes to MSAL, which renews it from then on.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -78,7 +79,8 @@ _IN_COOKIE = f"_state_{_NAME}_"
 class Opened:
     """A connection with the registration that counts for it, as they are stored now."""
 
-    site: Site
+    site: Site | None
+    """None: it is the installation's own connection."""
     connection: Connection
     app: OAuthApp
     cloud: Cloud
@@ -155,7 +157,7 @@ def granted_permissions(cloud: Cloud, scope: str) -> list[str]:
 # ---- before anybody is sent anywhere ----
 
 
-def open_link(session: Session, site: Site, connection: Connection) -> Opened:
+def open_link(session: Session, site: Site | None, connection: Connection) -> Opened:
     """What a link of this connection needs; raises NotLinked where it cannot be made."""
     settings = installation().settings
     if not is_secure(settings):
@@ -397,22 +399,33 @@ def not_ours() -> Notice:
     return notice_of(explain_link(LINK_STATE, ""), {})
 
 
-def allowed_site(session: Session, connection_id: int) -> Site | None:
-    """The site of a connection, if whoever asks may edit its settings now."""
+@dataclass(frozen=True, kw_only=True)
+class Allowed:
+    """A connection that whoever asks may edit now; the installation's own has no site."""
+
+    connection: Connection
+    site: Site | None
+
+
+def allowed(session: Session, connection_id: int) -> Allowed | None:
+    """The connection, if whoever asks may edit its settings now."""
     who = user()
-    row = session.execute(
-        sa.select(Site, Membership.role)
-        .join(Connection, Connection.site_id == Site.id)
-        .outerjoin(Membership, (Membership.site_id == Site.id) & (Membership.user_id == who.id))
-        .where(Connection.id == connection_id)
-    ).first()
-    if row is None:
+    connection = session.get(Connection, connection_id)
+    if connection is None:
         return None
-    role = Role(row[1]) if row[1] else None
-    return row[0] if allows(Right.EDIT_SETTINGS, role=role, is_admin=who.is_admin) else None
+    if connection.is_system:
+        may = allows(Right.SYSTEM, role=None, is_admin=who.is_admin)
+        return Allowed(connection=connection, site=None) if may else None
+    site = session.get(Site, connection.site_id) if connection.site_id else None
+    if site is None:
+        return None
+    member = session.get(Membership, (who.id, site.id))
+    role = Role(member.role) if member else None
+    may = allows(Right.EDIT_SETTINGS, role=role, is_admin=who.is_admin)
+    return Allowed(connection=connection, site=site) if may else None
 
 
-def finish(flow: Flow, site: Site, answer: Mapping[str, str]) -> tuple[Attached, Opened]:
+def finish(flow: Flow, site: Site | None, answer: Mapping[str, str]) -> tuple[Attached, Opened]:
     """Make a link of what Microsoft sent back with; raises NotLinked, and then nothing changed."""
     with db().read() as session:
         opened = _as_begun(session, flow, site)
@@ -422,16 +435,18 @@ def finish(flow: Flow, site: Site, answer: Mapping[str, str]) -> tuple[Attached,
         raise explained(opened.known, answer["error"], answer.get("error_description", ""))
     if not answer.get("code"):
         raise explained(opened.known, LINK_NO_CODE, "")
-    token = _redeem(opened, flow)
+    with _noting(opened):
+        token = _redeem(opened, flow)
     account = _account(opened, token)
     permissions = granted_permissions(opened.cloud, str(token.get("scope") or ""))
-    cache = _hand_over(opened, token)
+    with _noting(opened):
+        cache = _hand_over(opened, token)
     with db().write() as session:
-        found = allowed_site(session, flow.connection_id)
+        found = allowed(session, flow.connection_id)
         if found is None:
             raise NotLinked(not_allowed())
         service.hold_app(session, flow.app_id)
-        fresh = _as_begun(session, flow, found)
+        fresh = _as_begun(session, flow, found.site)
         try:
             attached = service.attach(
                 session,
@@ -490,7 +505,7 @@ def not_allowed() -> Notice:
     )
 
 
-def _as_begun(session: Session, flow: Flow, site: Site) -> Opened:
+def _as_begun(session: Session, flow: Flow, site: Site | None) -> Opened:
     """The connection, if it still uses the registration that the person signed in with."""
     connection = session.get(Connection, flow.connection_id)
     if connection is None:
@@ -502,6 +517,29 @@ def _as_begun(session: Session, flow: Flow, site: Site) -> Opened:
             _("What you signed in for belongs to the former one. Link the mailbox again."),
         )
     return opened
+
+
+@contextmanager
+def _noting(opened: Opened) -> Iterator[None]:
+    """Note at the registration that Microsoft refuses it: whoever keeps it must know."""
+    try:
+        yield
+    except NotLinked as error:
+        found = error.app_refused
+        if found is not None:
+            with db().write() as session:
+                service.hold_app(session, opened.app.id)
+                app = session.get(OAuthApp, opened.app.id)
+                if app is not None and _is_as_opened(app, opened):
+                    service.note_refused_app(
+                        session, app, code=found.code, words=found.words, now=now()
+                    )
+        raise
+
+
+def _is_as_opened(app: OAuthApp, opened: Opened) -> bool:
+    """Whether the refusal is about what is stored now, and not about a former secret."""
+    return app.secret == opened.app.secret and service.identity(app) == service.identity(opened.app)
 
 
 def _redeem(opened: Opened, flow: Flow) -> dict[str, Any]:
@@ -638,7 +676,7 @@ def _delete_requests(session: Session, connection: Connection) -> bool:
     return bool(gone.all())
 
 
-def _record(session: Session, site: Site, connection: Connection, action: str) -> None:
+def _record(session: Session, site: Site | None, connection: Connection, action: str) -> None:
     audit.record(
         session,
         at=now(),
@@ -646,7 +684,7 @@ def _record(session: Session, site: Site, connection: Connection, action: str) -
         action=action,
         object_kind="connection",
         object_id=connection.uid,
-        site_id=site.id,
+        site_id=site.id if site else None,
     )
 
 

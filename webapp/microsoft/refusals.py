@@ -16,10 +16,14 @@ from joserfc.errors import JoseError
 from webapp.explain.match import LINK_NO_CODE, LINK_STATE, explain, explain_link
 from webapp.explain.model import WHO_LABELS, Action, Explanation, values_for
 from webapp.explain.parts import Keeper, fitted
-from webapp.mailers.errors import DeliveryError
+from webapp.mailers.errors import DeliveryError, Misconfigured
+from webapp.microsoft.codes import find_code, look_up
 from webapp.microsoft.service import SLUG
 
 _OFFERED = frozenset({Action.ASK_ADMIN, Action.COPY_ADMIN_MESSAGE})
+
+ABOUT_THE_APP = frozenset({"secret-wrong", "secret-expired", "app-login-refused"})
+"""What a code cannot be exchanged for, and no token be renewed for either."""
 
 MAX_WORDS = 1_200
 """Of Microsoft's words in a notice, which travels in a cookie. They are a third of that."""
@@ -52,12 +56,24 @@ class Notice:
         return replace(self, text=_sentences(fitted(self.found, keeper=keeper), self.values))
 
 
-class NotLinked(Exception):
-    """The link cannot be begun or finished; nothing was changed."""
+@dataclass(frozen=True, kw_only=True)
+class AppRefused:
+    """Microsoft refuses the registration itself, whoever signs in by it."""
 
-    def __init__(self, notice: Notice) -> None:
+    code: str
+    words: str
+
+
+class NotLinked(Exception):
+    """The link cannot be begun or finished; no link was changed.
+
+    `app_refused` tells of a registration that the token endpoint does not take.
+    """
+
+    def __init__(self, notice: Notice, app_refused: AppRefused | None = None) -> None:
         super().__init__(notice.strong)
         self.notice = notice
+        self.app_refused = app_refused
 
 
 def refused(strong: str, text: str, *, ask_admin: bool = False) -> NotLinked:
@@ -73,7 +89,20 @@ def explained(known: Mapping[str, object], error: str, description: str) -> NotL
 def failed(known: Mapping[str, object], error: DeliveryError) -> NotLinked:
     """A call with the new tokens failed."""
     found = explain(mailer=SLUG, code=error.code, words=error.words, cause=error.cause_code)
-    return NotLinked(notice_of(found, known, error.code, error.words))
+    refused_app = None
+    if isinstance(error, Misconfigured):
+        refused_app = AppRefused(code=error.code, words=error.words)
+    return NotLinked(notice_of(found, known, error.code, error.words), refused_app)
+
+
+def _by_token_endpoint(known: Mapping[str, object], error: str, description: str) -> NotLinked:
+    """A refusal that is no page's, which anybody could have changed on the way, but an answer."""
+    code = find_code(description) or error
+    about = look_up(code) or look_up(error)
+    made = explained(known, error, description)
+    if about is not None and about.about in ABOUT_THE_APP:
+        made.app_refused = AppRefused(code=code, words=clean(description or error, MAX_WORDS))
+    return made
 
 
 def notice_of(
@@ -126,7 +155,8 @@ def told(host: str, known: Mapping[str, object]) -> Iterator[None]:
     except requests.RequestException as error:
         raise _unreachable(host, error) from error
     except AuthlibBaseError as error:
-        raise explained(known, str(error.error or ""), str(error.description or "")) from error
+        said = str(error.error or ""), str(error.description or "")
+        raise _by_token_endpoint(known, *said) from error
     except JoseError as error:
         raise refused(
             _("The security check failed."),
@@ -174,7 +204,8 @@ def _answered(host: str, known: Mapping[str, object], error: requests.HTTPError)
     with suppress(ValueError):
         said = error.response.json()
     if isinstance(said, dict) and said.get("error"):
-        return explained(known, str(said["error"]), str(said.get("error_description") or ""))
+        words = str(said.get("error_description") or "")
+        return _by_token_endpoint(known, str(said["error"]), words)
     return refused(
         _("%(host)s answers with an error.", host=host),
         _(

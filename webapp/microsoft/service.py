@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -60,6 +60,9 @@ IN_USE = N_(
     "Linked connections use this registration. Make another one for another Application ID."
 )
 NO_NAME = N_("Give it a name by which people choose it.")
+
+
+Row = TypeVar("Row", Mailbox, Lane)
 
 
 class AnotherAccount(ValueError):
@@ -593,10 +596,10 @@ def mailbox_of(session: Session, connection: Connection) -> Mailbox | None:
     )
 
 
-def use_app(session: Session, site: Site, connection: Connection, now: datetime) -> int:
+def use_app(session: Session, site: Site | None, connection: Connection, now: datetime) -> int:
     """After a save: use the link that belongs to the registration in use, if there is one.
 
-    Returns how many waiting mails it touched.
+    Returns how many waiting mails it touched. Without a site it is the installation's own.
     """
     app = app_in_use(session, connection)
     link = session.get(Link, (connection.id, app.id)) if app else None
@@ -631,7 +634,7 @@ def check_account(
 def attach(
     session: Session,
     keyring: Keyring,
-    site: Site,
+    site: Site | None,
     connection: Connection,
     app: OAuthApp,
     account: Account,
@@ -643,7 +646,8 @@ def attach(
 ) -> Attached:
     """Store a finished link, and let mail that waited for it go.
 
-    `cache` is MSAL's, as a text; `scopes` are without the cloud in front. Raises AnotherAccount.
+    `cache` is MSAL's, as a text; `scopes` are without the cloud in front. Without a site it is the
+    installation's own connection. Raises AnotherAccount.
     """
     hold_app(session, app.id)
     check_account(session, connection, app, account)
@@ -667,14 +671,14 @@ def attach(
         action="connection linked",
         object_kind="connection",
         object_id=connection.uid,
-        site_id=site.id,
+        site_id=site.id if site else None,
         changes={"account": [None, mailbox.address], "scopes": [None, " ".join(grant.scopes)]},
     )
     return Attached(grant=grant, mailbox=mailbox, waiting=waiting, filled_from=filled)
 
 
 def detach(
-    session: Session, site: Site, connection: Connection, *, actor: str, now: datetime
+    session: Session, site: Site | None, connection: Connection, *, actor: str, now: datetime
 ) -> int:
     """Remove the link in use. Tokens go once nobody uses them; other connections keep theirs.
 
@@ -701,10 +705,23 @@ def detach(
         action="connection unlinked",
         object_kind="connection",
         object_id=connection.uid,
-        site_id=site.id,
+        site_id=site.id if site else None,
         changes={"account": [mailbox.address if mailbox else None, None]},
     )
     return waiting
+
+
+def forget_links(session: Session, connection: Connection, now: datetime) -> None:
+    """Take every link of a connection that is about to go; tokens that nobody else uses go too."""
+    links = sa.select(Link.app_id, Link.grant_id).where(Link.connection_id == connection.id)
+    rows = session.execute(links.order_by(Link.app_id)).all()
+    for row in rows:
+        hold_app(session, row.app_id)
+    connection.grant_id = None
+    session.execute(sa.delete(Link).where(Link.connection_id == connection.id))
+    session.flush()
+    for row in rows:
+        _let_go(session, row.grant_id, now)
 
 
 def _link_in_use(session: Session, connection: Connection) -> Link | None:
@@ -722,35 +739,49 @@ def next_renewal(now: datetime) -> datetime:
 
 
 def _mailbox(session: Session, cloud: str, account: Account, now: datetime) -> Mailbox:
-    found = session.scalar(
-        sa.select(Mailbox).where(
-            Mailbox.cloud == cloud,
-            Mailbox.tenant_id == account.tenant_id,
-            Mailbox.object_id == account.object_id,
-        )
+    mine = sa.select(Mailbox).where(
+        Mailbox.cloud == cloud,
+        Mailbox.tenant_id == account.tenant_id,
+        Mailbox.object_id == account.object_id,
     )
+    found = session.scalar(mine)
     if found is None:
-        found = Mailbox(
-            cloud=cloud,
-            tenant_id=account.tenant_id,
-            object_id=account.object_id,
-            created_at=now,
+        found = _made_or_found(
+            session,
+            Mailbox(
+                cloud=cloud,
+                tenant_id=account.tenant_id,
+                object_id=account.object_id,
+                address=account.address,
+                created_at=now,
+                updated_at=now,
+            ),
+            mine,
         )
-        session.add(found)
     found.address, found.sign_in_name = account.address, account.sign_in_name
     found.name = account.name
     found.addresses = list(dict.fromkeys([account.address, *account.addresses]))
     found.updated_at = now
     if found.lane_id is None:
-        key = lane_key(found)
-        lane = session.scalar(sa.select(Lane).where(Lane.key == key))
+        mine_too = sa.select(Lane).where(Lane.key == lane_key(found))
+        lane = session.scalar(mine_too)
         if lane is None:
-            lane = Lane(key=key, windows={}, **OutlookMailer.usual_limits)
-            session.add(lane)
-            session.flush()
+            fresh = Lane(key=lane_key(found), windows={}, **OutlookMailer.usual_limits)
+            lane = _made_or_found(session, fresh, mine_too)
         found.lane_id = lane.id
     session.flush()
     return found
+
+
+def _made_or_found(session: Session, row: Row, query: sa.Select[Row]) -> Row:
+    """Store it; or what another one has stored meanwhile: whoever links the same mailbox by another
+    registration holds another lock."""
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except sa.exc.IntegrityError:
+        return session.scalars(query).one()
+    return row
 
 
 def _grant(
@@ -790,14 +821,16 @@ def grant_subject(grant_id: int) -> str:
     return f"grant:{grant_id}"
 
 
-def _fill_from(session: Session, site: Site, connection: Connection, mailbox: Mailbox) -> bool:
+def _fill_from(
+    session: Session, site: Site | None, connection: Connection, mailbox: Mailbox
+) -> bool:
     """Send as the account unless somebody chose another address by hand. The address of an account
     that was linked before is no such choice: the new one may not use it."""
     now = connection.from_email.casefold()
     if now in {address.casefold() for address in mailbox.addresses}:
         return False
     former = sa.select(Mailbox.id).where(sa.func.lower(Mailbox.address) == now)
-    by_default = now in {"", site.admin_email.casefold()}
+    by_default = now in {"", site.admin_email.casefold() if site else ""}
     if not by_default and session.scalar(former.limit(1)) is None:
         return False
     connection.from_email = mailbox.address
@@ -805,7 +838,7 @@ def _fill_from(session: Session, site: Site, connection: Connection, mailbox: Ma
 
 
 def _on_its_lane(
-    session: Session, site: Site, connection: Connection, mailbox: Mailbox, now: datetime
+    session: Session, site: Site | None, connection: Connection, mailbox: Mailbox, now: datetime
 ) -> int:
     touched = replan.connection_saved(
         session, connection, lane_key=lane_key(mailbox), limits=None, now=now, unblocks=False
@@ -813,13 +846,17 @@ def _on_its_lane(
     return touched + _moved_by_primary(session, site, connection, now)
 
 
-def _off_its_lane(session: Session, site: Site, connection: Connection, now: datetime) -> int:
+def _off_its_lane(
+    session: Session, site: Site | None, connection: Connection, now: datetime
+) -> int:
     waiting = replan.connection_unlinked(session, connection)
     return waiting + _moved_by_primary(session, site, connection, now)
 
 
-def _moved_by_primary(session: Session, site: Site, connection: Connection, now: datetime) -> int:
-    if site.primary_connection_id != connection.id:
+def _moved_by_primary(
+    session: Session, site: Site | None, connection: Connection, now: datetime
+) -> int:
+    if site is None or site.primary_connection_id != connection.id:
         return 0
     return replan.primary_changed(session, site, now)
 
@@ -894,3 +931,15 @@ def note_works_again(session: Session, grant_id: int, now: datetime) -> None:
     if app.problem_since is not None:
         secret_stored(session, app, now)
         session.flush()
+
+
+def note_refused_app(
+    session: Session, app: OAuthApp, *, code: str, words: str, now: datetime
+) -> None:
+    """The provider refused the registration itself when somebody linked a mailbox by it.
+
+    No lane is stopped: tokens at hand are good for a while, and the next renewal finds out.
+    """
+    app.problem_code, app.problem_words = code[:40], words
+    app.problem_since = app.problem_since or now
+    session.flush()

@@ -10,7 +10,13 @@ from sqlalchemy.orm import Session
 from webapp import audit, web
 from webapp.accounts.rights import Access, Right
 from webapp.connections.models import Connection
-from webapp.connections.service import STOPPED, find_connection, forget_health
+from webapp.connections.places import page_of
+from webapp.connections.service import (
+    STOPPED,
+    alert_connection,
+    find_connection,
+    forget_health,
+)
 from webapp.delivery import replan
 from webapp.explain.parts import Keeper
 from webapp.microsoft import link as flows
@@ -37,11 +43,13 @@ def keep_to_ourselves(response: Response) -> Response:
     return response
 
 
-def general(site: Site, connection: Connection) -> str:
-    """The place on the settings page that a link is about."""
+def general(site: Site | None, connection: Connection) -> str:
+    """The place on the settings page that a link is about; without a site it is on System."""
+    if site is None:
+        return url_for("incidents.system", _anchor="connection")
     one_click = connection.settings.get(service.SLUG, {}).get("one_click", True)
     anchor = "authorization-shared-app" if one_click else "authorization-own-app"
-    return url_for("connections.general", slug=site.slug, _anchor=anchor)
+    return page_of(site, connection, anchor)
 
 
 def own_connection(session: Session, uid: str) -> Connection:
@@ -58,7 +66,7 @@ def refuse(notice: Notice) -> None:
     tell(Tone.BAD, notice.text, strong=notice.strong, words=notice.words)
 
 
-def refuse_at(site: Site, connection: Connection, notice: Notice) -> None:
+def refuse_at(site: Site | None, connection: Connection, notice: Notice) -> None:
     """The same for a connection, with the way out: its registration, or an administrator."""
     with db().read() as session:
         app = service.app_in_use(session, connection)
@@ -66,7 +74,7 @@ def refuse_at(site: Site, connection: Connection, notice: Notice) -> None:
     if keeper is not None:
         notice = notice.told_to(keeper)
     href, link = "", ""
-    if notice.ask_admin:
+    if notice.ask_admin and site is not None:
         href, link = address_of("ask_admin", site, connection), _("Ask your admin for approval")
     elif app is not None and keeper is Keeper.READER and notice.about_app:
         href, link = url_for("apps.edit", app_uid=app.uid), _("Open the registration")
@@ -90,13 +98,30 @@ def link(slug: str, connection_uid: str) -> ResponseReturnValue:
     """
     with db().read() as session:
         connection = own_connection(session, connection_uid)
+    return lead_on(g.site, connection)
+
+
+@bp.get("/settings/system/connection/link")
+@requires(Right.SYSTEM)
+def link_alerts() -> ResponseReturnValue:
+    """The same for the installation's own connection."""
+    with db().read() as session:
+        connection = alert_connection(session)
+    if connection is None:
+        tell(Tone.INFO, "", strong=_("There is no alert connection yet."))
+        return see_other(url_for("incidents.system", _anchor="connection"))
+    return lead_on(None, connection)
+
+
+def lead_on(site: Site | None, connection: Connection) -> ResponseReturnValue:
+    """Begin a link; the page that leads on to Microsoft."""
     try:
         with db().read() as session:
-            opened = flows.open_link(session, g.site, connection)
+            opened = flows.open_link(session, site, connection)
         address = flows.begin(opened)
     except NotLinked as error:
-        refuse_at(g.site, connection, error.notice)
-        return see_other(general(g.site, connection))
+        refuse_at(site, connection, error.notice)
+        return see_other(general(site, connection))
     page = own_path(request.args.get("next"))
     remember_page(connection, page)
     return render_template(
@@ -104,7 +129,7 @@ def link(slug: str, connection_uid: str) -> ResponseReturnValue:
         address=address,
         permissions=flows.PERMISSIONS,
         account=opened.hint,
-        back=page or general(g.site, connection),
+        back=page or general(site, connection),
     )
 
 
@@ -133,11 +158,11 @@ def come_back(flow: flows.Flow) -> ResponseReturnValue:
         refuse(flows.of_somebody_else())
         return see_other(web.home_url())
     with db().read() as session:
-        site = flows.allowed_site(session, flow.connection_id)
-        connection = session.get(Connection, flow.connection_id)
-    if site is None or connection is None:
+        allowed = flows.allowed(session, flow.connection_id)
+    if allowed is None:
         refuse(flows.not_allowed())
         return see_other(web.home_url())
+    site, connection = allowed.site, allowed.connection
     try:
         attached, opened = flows.finish(flow, site, request.args)
     except NotLinked as error:
@@ -175,8 +200,11 @@ def tell_linked(attached: Attached, opened: Opened) -> None:
                 sender=sender,
             )
         )
-        href = address_of("send_as_account", opened.site, opened.connection)
-        link = _("Set From Email to %(address)s", address=account)
+        if opened.site is None:
+            href, link = "#alert-from_email", _("Go to the field")
+        else:
+            href = address_of("send_as_account", opened.site, opened.connection)
+            link = _("Set From Email to %(address)s", address=account)
     if attached.waiting:
         parts.append(leaves_now(attached.waiting))
     strong = _("%(account)s is linked.", account=account)
@@ -200,25 +228,48 @@ def unlink(slug: str, connection_uid: str) -> ResponseReturnValue:
     with db().read() as session:
         connection = own_connection(session, connection_uid)
         mailbox = service.mailbox_of(session, connection)
-    back = general(g.site, connection)
-    if mailbox is None:
+    text = _(
+        "Mail that leaves by this connection then waits until a mailbox is linked again. "
+        "The stored sign-in is deleted here; other connections keep theirs. What you "
+        "granted on Microsoft’s page stays there until you withdraw it."
+    )
+    return taken_away(g.site, connection, mailbox, text)
+
+
+@bp.route("/settings/system/connection/unlink", methods=["GET", "POST"])
+@requires(Right.SYSTEM)
+def unlink_alerts() -> ResponseReturnValue:
+    """The same for the installation's own connection."""
+    with db().read() as session:
+        connection = alert_connection(session)
+        mailbox = service.mailbox_of(session, connection) if connection else None
+    text = _(
+        "Only webhooks are told of incidents then. The stored sign-in is deleted here; other "
+        "connections keep theirs. What you granted on Microsoft’s page stays there until you "
+        "withdraw it."
+    )
+    return taken_away(None, connection, mailbox, text)
+
+
+def taken_away(
+    site: Site | None, connection: Connection | None, mailbox: Mailbox | None, text: str
+) -> ResponseReturnValue:
+    """Ask, then remove the link in use; `text` says what comes of it."""
+    if connection is None or mailbox is None:
         tell(Tone.INFO, "", strong=_("This connection is not linked with a mailbox."))
-        return see_other(back)
+        return see_other(general(site, connection) if connection else url_for("incidents.system"))
+    back = general(site, connection)
     if request.form.get("sure") != "yes":
         return web.confirm(
             title=_("Remove the link with %(account)s?", account=mailbox.address),
-            text=_(
-                "Mail that leaves by this connection then waits until a mailbox is linked again. "
-                "The stored sign-in is deleted here; other connections keep theirs. What you "
-                "granted on Microsoft’s page stays there until you withdraw it."
-            ),
+            text=text,
             button=_("Remove the link"),
             back=back,
         )
     with db().write() as session:
         service.detach(
             session,
-            session.get_one(Site, g.site.id),
+            session.get_one(Site, site.id) if site else None,
             session.get_one(Connection, connection.id),
             actor=actor(),
             now=now(),
