@@ -643,14 +643,15 @@ def test_an_unclear_answer_is_said_to_be_unclear(
     assert page.one(id="test")["data-follow"] == follow
 
 
-def test_where_nothing_is_sent_the_test_is_kept(world: World) -> None:
+def test_where_nothing_is_sent_a_test_leaves_all_the_same(world: World) -> None:
     world.smtp()
     with world.installation.db.write() as session:
         session.execute(sa.update(Site).values(mode=Mode.DO_NOT_SEND))
-    assert "the test is kept in the log, and not sent" in paragraphs(world.open())
+    assert "a test leaves all the same" in paragraphs(world.open())
     page = world.send()
-    assert "The test mail was kept, not sent" in page.one(id="test").text
-    assert page.one(id="test")["data-follow"] == "0"
+    assert page.one(id="test")["data-follow"] == "1"
+    with world.installation.db.read() as session:
+        assert session.scalars(sa.select(Message.state)).one() == State.QUEUED
 
 
 def test_a_failure_of_another_day_says_which(world: World) -> None:

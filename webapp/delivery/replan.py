@@ -4,6 +4,7 @@ The edges call these right after the service, in the same unit of work, and say 
 they touched.
 """
 
+from dataclasses import dataclass
 from datetime import datetime
 
 import sqlalchemy as sa
@@ -14,6 +15,18 @@ from webapp.delivery.lanes import Limits
 from webapp.delivery.models import Lane, Message, Recipient, State, may_move
 from webapp.delivery.tally import add_tally
 from webapp.sites.models import Mode, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replanned:
+    """What became of waiting mail that was planned anew."""
+
+    moved: int = 0
+    """Mails that now leave by another connection."""
+    left: int = 0
+    """Mails that the worker will plan anew in a moment."""
+    by: tuple[tuple[str, int], ...] = ()
+    """By which connections the moved ones leave, by name, and how many."""
 
 
 def connection_saved(

@@ -14,8 +14,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -23,13 +24,15 @@ import structlog
 
 from webapp import ids
 from webapp.db import Database, Driver, utcnow
-from webapp.delivery.models import ASKED, Message, Source, State
+from webapp.delivery.models import Message, Source, State
 from webapp.delivery.wake import Waker
 from webapp.disk import FULL, Disk
 from webapp.mime.facts import Facts, facts_of
 from webapp.mime.outgoing import too_many_hops
 from webapp.mime.tokens import tokens, tsvector_literal
-from webapp.routing.service import Plan, SiteRoute, plan
+from webapp.routing.book import Rulebook
+from webapp.routing.conditions import MailFacts, facts_for_rules
+from webapp.routing.service import Chosen, Plan, SiteRoute, plan
 from webapp.sites.models import Credential
 
 log = structlog.get_logger(__name__)
@@ -38,6 +41,8 @@ SEARCH_WORDS = 400
 SHOWN_RECIPIENTS = 3
 MAX_GROUP = 200
 NO_TIME = timedelta()
+MAX_REDIRECTED = 50
+"""Addresses kept of those that a redirected mail was meant for."""
 AHEAD = timedelta(days=30)
 """Due before anything that may still be waiting: somebody looks at the page."""
 
@@ -104,6 +109,11 @@ class Prepared:
     compressed: bytes
     words: Sequence[str]
 
+    @cached_property
+    def rule_facts(self) -> MailFacts:
+        """What rules look at; read only where there are any."""
+        return facts_for_rules(self.submission.raw, self.submission.recipients, "")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted:
@@ -129,21 +139,80 @@ def prepare(submission: Submission) -> Prepared:
     )
 
 
-def store(driver: Driver, group: Sequence[Prepared], now: datetime) -> list[Accepted]:
+def store(
+    driver: Driver, group: Sequence[Prepared], now: datetime, book: Rulebook | None = None
+) -> list[Accepted]:
     """Write a group of mails; they are ours once the caller has committed.
 
-    A mail whose request was answered before is left out, and gets that answer.
+    A mail whose request was answered before is left out, and gets that answer. Whoever stores
+    often keeps a `book`, so that no rules are read twice.
     """
-    routes = _routes(driver, {item.submission.site_id for item in group})
-    answers = _repeats(driver, group, routes, now)
+    sites = {item.submission.site_id for item in group}
+    routes = (book or Rulebook()).routes(driver, sites)
+    plans = _plans(driver, group, routes)
+    answers = _repeats(driver, group, plans, now)
     fresh = [item for item in group if item.queue_id not in answers]
     if fresh:
-        answers |= {told.queue_id: told for told in _store_all(driver, fresh, routes, now)}
+        answers |= {told.queue_id: told for told in _store_all(driver, fresh, plans, routes, now)}
     return [answers[item.queue_id] for item in group]
 
 
+def _plans(
+    driver: Driver, group: Sequence[Prepared], routes: Mapping[int, SiteRoute]
+) -> dict[str, Plan]:
+    """What becomes of each of these mails, by queue id."""
+    labels = _labels(driver, group, routes)
+
+    def facts(item: Prepared) -> MailFacts:
+        found = item.rule_facts
+        if found.initiator:
+            return found
+        return replace(found, initiator=labels.get(item.submission.credential_id or 0, ""))
+
+    return {
+        item.queue_id: plan(
+            routes[item.submission.site_id],
+            partial(facts, item),
+            _chosen(item.submission),
+        )
+        for item in group
+    }
+
+
+def _labels(
+    driver: Driver, group: Sequence[Prepared], routes: Mapping[int, SiteRoute]
+) -> dict[int, str]:
+    """What the credentials of these mails are called, where a rule asks for it."""
+    wanted = {
+        item.submission.credential_id
+        for item in group
+        if item.submission.credential_id and routes[item.submission.site_id].rules.asks_initiator
+    }
+    if not wanted:
+        return {}
+    marks = ", ".join("?" * len(wanted))
+    statement = f"SELECT id, label FROM credential WHERE id IN ({marks})"  # noqa: S608
+    return dict(driver.rows(statement, *wanted))
+
+
+def _chosen(submission: Submission) -> Chosen | None:
+    pinned = submission.pinned
+    if pinned is None:
+        return None
+    return Chosen(
+        connection_id=pinned.connection_id,
+        lane_id=pinned.lane_id,
+        is_test=submission.source is Source.TEST,
+        is_resend=submission.source is Source.RESEND,
+    )
+
+
 def _store_all(
-    driver: Driver, group: Sequence[Prepared], routes: Mapping[int, SiteRoute], now: datetime
+    driver: Driver,
+    group: Sequence[Prepared],
+    plans: Mapping[str, Plan],
+    routes: Mapping[int, SiteRoute],
+    now: datetime,
 ) -> list[Accepted]:
     first_id = _reserve_ids(driver, len(group))
     messages, contents, recipients, searches = [], [], [], []
@@ -151,7 +220,7 @@ def _store_all(
     accepted = []
     for message_id, item in zip(first_id, group, strict=True):
         site_id = item.submission.site_id
-        decision = _pinned(plan(routes[site_id]), item.submission)
+        decision = plans[item.queue_id]
         row = _message_row(message_id, item, decision, routes[site_id], now)
         messages.append(row)
         contents.append({"message_id": message_id, "raw": item.compressed})
@@ -182,32 +251,6 @@ def _store_all(
 
 _INSERT_SEARCH_SQLITE = "INSERT INTO message_search (rowid, site, words) VALUES (?, ?, ?)"
 _INSERT_SEARCH = "INSERT INTO message_search (message_id, words) VALUES (?, CAST(? AS tsvector))"
-_ROUTES = (
-    "SELECT site.id, site.mode, site.retry_hours, connection.id, connection.lane_id FROM site "
-    "LEFT JOIN connection ON connection.id = site.primary_connection_id WHERE site.id IN "
-)
-
-
-def _routes(driver: Driver, site_ids: set[int]) -> dict[int, SiteRoute]:
-    statement = f"{_ROUTES}({', '.join('?' * len(site_ids))})"
-    return {
-        site_id: SiteRoute(
-            site_id=site_id,
-            mode=mode,
-            retry_hours=retry_hours,
-            connection_id=connection_id if lane_id is not None else None,
-            lane_id=lane_id,
-        )
-        for site_id, mode, retry_hours, connection_id, lane_id in driver.rows(statement, *site_ids)
-    }
-
-
-def _pinned(decision: Plan, submission: Submission) -> Plan:
-    pinned = submission.pinned
-    if pinned is None or decision.blocked:
-        return decision
-    code = "test" if submission.source is Source.TEST else ASKED
-    return Plan(connection_id=pinned.connection_id, lane_id=pinned.lane_id, why={"code": code})
 
 
 # The row is the claim to the name: of two at once, the second waits here for the first to commit.
@@ -225,15 +268,14 @@ TAKEN = 202
 
 
 def _repeats(
-    driver: Driver, group: Sequence[Prepared], routes: Mapping[int, SiteRoute], now: datetime
+    driver: Driver, group: Sequence[Prepared], plans: Mapping[str, Plan], now: datetime
 ) -> dict[str, Accepted]:
     """Claim the names of these mails; by queue id, those whose name was answered before."""
     found = {}
     named = [(once, item) for item in group if (once := item.submission.once)]
     # In the order of their keys, so that two processes never wait for one another.
     for once, item in sorted(named, key=lambda pair: (pair[0].credential_id, pair[0].digest)):
-        blocked = plan(routes[item.submission.site_id]).blocked
-        answer = {"id": item.queue_id, "status": State.BLOCKED if blocked else State.QUEUED}
+        answer = {"id": item.queue_id, "status": _state(plans[item.queue_id])}
         row = (once.credential_id, once.digest, once.body_digest, TAKEN, answer)
         if not driver.rows(_CLAIM_NAME, *driver.plain((*row, now, now + once.lasts))):
             first = driver.rows(_FIRST_ANSWER, once.credential_id, once.digest)[0]
@@ -260,27 +302,35 @@ def _message_row(
     message_id: int, item: Prepared, decision: Plan, route: SiteRoute, now: datetime
 ) -> dict[str, Any]:
     submission, facts = item.submission, item.facts
+    recipients, original = _delivered_to(submission, decision), submission.recipients
+    received, why = dict(submission.received), dict(decision.why)
+    if decision.redirect_to:
+        received |= redirected(original)
+        why["redirected"] = len(original)
+    waits = not (decision.blocked or decision.held)
     return {
         "id": message_id,
         "queue_id": item.queue_id,
         "site_id": submission.site_id,
         "credential_id": submission.credential_id,
         "source": submission.source,
-        "received": dict(submission.received),
-        "state": State.BLOCKED if decision.blocked else State.QUEUED,
-        "due_at": None if decision.blocked else now - (AHEAD if submission.is_first else NO_TIME),
+        "received": received,
+        "state": _state(decision),
+        "due_at": now - (AHEAD if submission.is_first else NO_TIME) if waits else None,
         "lane_id": decision.lane_id,
         "connection_id": decision.connection_id,
-        "why": dict(decision.why),
+        "planned_id": decision.connection_id,
+        "routed_version": decision.version,
+        "why": why,
         "subject": facts.subject,
         "mail_from": submission.mail_from[:320],
         "from_email": facts.from_email[:320],
         "from_name": facts.from_name[:200],
         "sent_from": "",
-        "to_line": ", ".join(submission.recipients[:SHOWN_RECIPIENTS]),
+        "to_line": ", ".join(recipients[:SHOWN_RECIPIENTS]),
         "message_id": facts.message_id[:500],
         "size_bytes": len(submission.raw),
-        "recipient_count": len(submission.recipients),
+        "recipient_count": len(recipients),
         "has_attachments": facts.has_attachments,
         "accepted_at": now,
         "expires_at": now + timedelta(hours=route.retry_hours),
@@ -297,7 +347,7 @@ def _message_row(
 def _recipient_rows(
     message_id: int, submission: Submission, decision: Plan
 ) -> list[dict[str, Any]]:
-    state = State.BLOCKED if decision.blocked else State.QUEUED
+    state = _state(decision)
     return [
         {
             "message_id": message_id,
@@ -308,8 +358,23 @@ def _recipient_rows(
             "code": "",
             "words": "",
         }
-        for position, address in enumerate(submission.recipients)
+        for position, address in enumerate(_delivered_to(submission, decision))
     ]
+
+
+def _state(decision: Plan) -> State:
+    if decision.blocked:
+        return State.BLOCKED
+    return State.HELD if decision.held else State.QUEUED
+
+
+def _delivered_to(submission: Submission, decision: Plan) -> Sequence[str]:
+    return (decision.redirect_to,) if decision.redirect_to else submission.recipients
+
+
+def redirected(original: Sequence[str]) -> dict[str, Any]:
+    """What is kept, with how a mail came in, of whom it was meant for."""
+    return {"redirected_from": list(original[:MAX_REDIRECTED]), "redirected": len(original)}
 
 
 def search_words(
@@ -367,6 +432,7 @@ class Acceptor:
         self._db = db
         self._waker = waker
         self._disk = disk
+        self._book = Rulebook()
         self._waiting: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
         self._thread.start()
@@ -470,9 +536,12 @@ class Acceptor:
             }
 
     def _commit(self, group: list[Prepared]) -> list[Accepted]:
+        for mail in group:
+            if self._book.has_rules(mail.submission.site_id):
+                _ = mail.rule_facts  # read now, not while the database is held
         now = self._db.now()
         with self._db.write_driver() as driver:
-            accepted = store(driver, group, now)
+            accepted = store(driver, group, now, self._book)
         self._waker.wake()
         return accepted
 

@@ -161,7 +161,7 @@ def form_page(form: TestForm, found: list[Choice], *, too_many: bool = False) ->
         form=form,
         usable=[choice for choice in found if not choice.problem],
         trouble=trouble_of(found),
-        is_kept=g.site.mode == Mode.DO_NOT_SEND,
+        is_silent=g.site.mode == Mode.DO_NOT_SEND,
         too_many=too_many,
         most=service.MOST_IN_A_MINUTE,
         last=last,
