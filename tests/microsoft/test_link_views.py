@@ -423,9 +423,9 @@ def test_a_tenant_that_microsoft_does_not_know_is_told_in_its_words(world: World
     assert "Tenant 'nobody.example' not found." in said
 
 
-def test_a_shared_connection_is_not_linked_from_one_site(world: World) -> None:
+def test_a_shared_connection_is_linked_by_instance_admins_alone(world: World) -> None:
     world.set(world.connection, site_id=None)
-    world.client.get(world.address("link"), status=404)
+    world.client.get(world.address("link"), status=403)
 
 
 # ---- where it is not finished ----

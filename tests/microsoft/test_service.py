@@ -349,12 +349,12 @@ def test_both_links_are_kept_when_one_click_is_switched(place: Place) -> None:
     by_one_click = place.attach(shared).grant
     own = place.save_app(own=True, client_id=TENANT_ID)
     place.connection.settings = {"outlook": {"one_click": False}}
-    service.use_app(place.session, place.site, place.connection, place.installation.db.now())
+    service.use_app(place.session, place.connection, place.installation.db.now())
     assert (place.connection.grant_id, place.connection.lane_id) == (None, None)
     by_own = place.attach(own, BOB).grant
     for one_click, grant in ((True, by_one_click), (False, by_own)):
         place.connection.settings = {"outlook": {"one_click": one_click}}
-        service.use_app(place.session, place.site, place.connection, place.installation.db.now())
+        service.use_app(place.session, place.connection, place.installation.db.now())
         assert place.connection.grant_id == grant.id
         mailbox = service.mailbox_of(place.session, place.connection)
         assert mailbox is not None

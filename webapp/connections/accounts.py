@@ -56,7 +56,7 @@ class Accounts(ABC):
         """
 
     @abstractmethod
-    def use(self, session: Session, site: Site, connection: Connection) -> int:
+    def use(self, session: Session, connection: Connection) -> int:
         """Use the link that belongs to the registration in use, if there is one; returns how many
         waiting mails that touched."""
 
@@ -77,8 +77,8 @@ class Accounts(ABC):
         """Whether the provider can be asked, and sends people back; the page says why not."""
 
     @abstractmethod
-    def sign_in_address(self, site: Site, connection: Connection) -> str:
-        """The page that leads on to the provider."""
+    def sign_in_address(self, site: Site, connection: Connection, back: str) -> str:
+        """The page that leads on to the provider, and in the end to `back`."""
 
     @abstractmethod
     def context(self, form: ConnectionForm) -> Mapping[str, object]:

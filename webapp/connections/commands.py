@@ -184,7 +184,7 @@ def store(
         if primary:
             service.set_primary(session, site, made, actor=ACTOR, now=now)
         if values.mailer == OUTLOOK:
-            return made, microsoft.use_app(session, site, made, now)
+            return made, microsoft.use_app(session, made, now)
         lane_key = service.load_mailer(made, installation.keyring).lane_key()
         limits = merged_limits(session, lane_key, wanted)
         waiting = replan.connection_saved(session, made, lane_key=lane_key, limits=limits, now=now)

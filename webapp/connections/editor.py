@@ -169,7 +169,7 @@ def save(
         if problems or app_problems or connection is None:
             raise Refused(problems, app_problems)
         if accounts is not None:
-            saved = with_link(session, accounts, site, connection, shown, limits)
+            saved = with_link(session, accounts, connection, shown, limits)
             about_secret = accounts.told(session, connection, proof)
         else:
             waiting = spread(session, connection, Limits(**limits))
@@ -186,14 +186,13 @@ def save(
 def with_link(
     session: Session,
     accounts: Accounts,
-    site: Site,
     connection: Connection,
     shown: Mailbox | None,
     limits: Mapping[str, int | None],
 ) -> Saved:
     """Use the link that belongs to the registration in use; `shown` is the mailbox whose limits
     were on the page. Raises Refused for a From that the account can never use."""
-    waiting = accounts.use(session, site, connection)
+    waiting = accounts.use(session, connection)
     if shown is not None and limits:
         set_limits(session, shown, limits)
     mailbox = microsoft.mailbox_of(session, connection)
@@ -233,12 +232,12 @@ def spread(session: Session, connection: Connection, limits: Limits) -> int:
     )
 
 
-def sign_in_address(form: ConnectionForm, saved: Saved) -> str:
-    """Where the account signs in; empty where the page itself says what is missing for it."""
+def sign_in_address(form: ConnectionForm, saved: Saved, back: str = "") -> str:
+    """Where the account signs in, and comes back to the settings or to `back`; empty where the page itself says what is missing for it."""
     accounts = ACCOUNTS.get(form.slug)
     if accounts is None or form.account is None or not accounts.may_sign_in(form.account):
         return ""
-    return accounts.sign_in_address(g.site, saved.connection)
+    return accounts.sign_in_address(g.site, saved.connection, back)
 
 
 def tell_saved(saved: Saved) -> None:

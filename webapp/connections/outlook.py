@@ -151,8 +151,8 @@ class OutlookAccounts(Accounts):
         }
         return {name: sentence for name, (there, sentence) in needed.items() if not there}
 
-    def use(self, session: Session, site: Site, connection: Connection) -> int:
-        return microsoft.use_app(session, site, connection, now())
+    def use(self, session: Session, connection: Connection) -> int:
+        return microsoft.use_app(session, connection, now())
 
     def told(self, session: Session, connection: Connection, proof: Proof | None) -> str:
         own = microsoft.own_app(session, connection)
@@ -179,8 +179,9 @@ class OutlookAccounts(Accounts):
         has_app = not account.one_click or microsoft.is_complete(account.links.shared.app)
         return has_app and is_secure(installation().settings)
 
-    def sign_in_address(self, site: Site, connection: Connection) -> str:
-        return url_for("microsoft.link", slug=site.slug, connection_uid=connection.uid)
+    def sign_in_address(self, site: Site, connection: Connection, back: str) -> str:
+        address = {"slug": site.slug, "connection_uid": connection.uid}
+        return url_for("microsoft.link", next=back or None, **address)
 
     def context(self, form: ConnectionForm) -> Mapping[str, object]:
         settings, today = installation().settings, now().date()

@@ -121,6 +121,14 @@ def primary_connection(session: Session, site: Site) -> Connection | None:
     return found if found is not None and found.deleted_at is None else None
 
 
+def sites_sending_by(session: Session, connection: Connection) -> list[Site]:
+    """The sites whose primary connection it is: several may have chosen a shared one."""
+    query = sa.select(Site).where(
+        Site.primary_connection_id == connection.id, Site.deleted_at.is_(None)
+    )
+    return list(session.scalars(query.order_by(Site.id)))
+
+
 def load_mailer(connection: Connection, keyring: Keyring) -> Mailer:
     """The mailer with its settings and secrets; raises NotReady, or SealError for a foreign key."""
     kind = registry().get(connection.mailer)

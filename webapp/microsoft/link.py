@@ -27,6 +27,7 @@ from webapp.accounts.models import Membership, Role, User
 from webapp.accounts.rights import Right, allows
 from webapp.config import Settings
 from webapp.connections.models import Connection
+from webapp.connections.service import is_shared
 from webapp.crypto import Keyring, SealError
 from webapp.delivery.wake import Waker
 from webapp.explain.match import LINK_NO_CODE, LINK_SCOPE_MISSING, LINK_STATE, explain_link
@@ -121,6 +122,8 @@ class Flow:
 
     state: str = field(repr=False)
     connection_id: int
+    site_id: int | None
+    """At whose page it was begun; empty for the installation's own connection."""
     app_id: int
     user_id: int
     identity: list[str]
@@ -307,7 +310,11 @@ def begin(opened: Opened) -> str:
             FlowKind.LINK,
             opened,
             target["state"],
-            {"memory": memory.values, "identity": opened.identity},
+            {
+                "memory": memory.values,
+                "identity": opened.identity,
+                "site": opened.site.id if opened.site else None,
+            },
             lasts=FLOW_LASTS,
         )
     return str(target["url"])
@@ -386,6 +393,7 @@ def take(state: str) -> Flow | None:
     return Flow(
         state=state,
         connection_id=row.connection_id,
+        site_id=data.get("site"),
         app_id=row.app_id,
         user_id=row.user_id,
         identity=data["identity"],
@@ -407,17 +415,17 @@ class Allowed:
     site: Site | None
 
 
-def allowed(session: Session, connection_id: int) -> Allowed | None:
+def allowed(session: Session, flow: Flow) -> Allowed | None:
     """The connection, if whoever asks may edit its settings now."""
     who = user()
-    connection = session.get(Connection, connection_id)
-    if connection is None:
+    connection = session.get(Connection, flow.connection_id)
+    if connection is None or connection.deleted_at is not None:
         return None
     if connection.is_system:
         may = allows(Right.SYSTEM, role=None, is_admin=who.is_admin)
         return Allowed(connection=connection, site=None) if may else None
-    site = session.get(Site, connection.site_id) if connection.site_id else None
-    if site is None:
+    site = session.get(Site, connection.site_id or flow.site_id or 0)
+    if site is None or (is_shared(connection) and not who.is_admin):
         return None
     member = session.get(Membership, (who.id, site.id))
     role = Role(member.role) if member else None
@@ -442,7 +450,7 @@ def finish(flow: Flow, site: Site | None, answer: Mapping[str, str]) -> tuple[At
     with _noting(opened):
         cache = _hand_over(opened, token)
     with db().write() as session:
-        found = allowed(session, flow.connection_id)
+        found = allowed(session, flow)
         if found is None:
             raise NotLinked(not_allowed())
         service.hold_app(session, flow.app_id)

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from webapp import audit, ids
 from webapp.connections.models import Connection, Health
-from webapp.connections.service import forget_health
+from webapp.connections.service import forget_health, sites_sending_by
 from webapp.crypto import Keyring
 from webapp.delivery import replan
 from webapp.delivery.models import Lane, Outcome, Setting
@@ -596,10 +596,10 @@ def mailbox_of(session: Session, connection: Connection) -> Mailbox | None:
     )
 
 
-def use_app(session: Session, site: Site | None, connection: Connection, now: datetime) -> int:
+def use_app(session: Session, connection: Connection, now: datetime) -> int:
     """After a save: use the link that belongs to the registration in use, if there is one.
 
-    Returns how many waiting mails it touched. Without a site it is the installation's own.
+    Returns how many waiting mails it touched.
     """
     app = app_in_use(session, connection)
     link = session.get(Link, (connection.id, app.id)) if app else None
@@ -610,9 +610,9 @@ def use_app(session: Session, site: Site | None, connection: Connection, now: da
     session.flush()
     mailbox = mailbox_of(session, connection)
     if mailbox is None or grant is None:
-        return _off_its_lane(session, site, connection, now)
+        return _off_its_lane(session, connection, now)
     _let_run(session, [grant], STOPPED)
-    return _on_its_lane(session, site, connection, mailbox, now)
+    return _on_its_lane(session, connection, mailbox, now)
 
 
 def check_account(
@@ -663,7 +663,7 @@ def attach(
     filled = _fill_from(session, site, connection, mailbox)
     session.flush()
     _try_again(session, [grant], STOPPED, now)
-    waiting = _on_its_lane(session, site, connection, mailbox, now)
+    waiting = _on_its_lane(session, connection, mailbox, now)
     audit.record(
         session,
         at=now,
@@ -697,7 +697,7 @@ def detach(
     forget_health(connection)
     connection.updated_at = now
     session.flush()
-    waiting = _off_its_lane(session, site, connection, now)
+    waiting = _off_its_lane(session, connection, now)
     audit.record(
         session,
         at=now,
@@ -837,28 +837,21 @@ def _fill_from(
     return True
 
 
-def _on_its_lane(
-    session: Session, site: Site | None, connection: Connection, mailbox: Mailbox, now: datetime
-) -> int:
+def _on_its_lane(session: Session, connection: Connection, mailbox: Mailbox, now: datetime) -> int:
     touched = replan.connection_saved(
         session, connection, lane_key=lane_key(mailbox), limits=None, now=now, unblocks=False
     )
-    return touched + _moved_by_primary(session, site, connection, now)
+    return touched + _moved_by_primary(session, connection, now)
 
 
-def _off_its_lane(
-    session: Session, site: Site | None, connection: Connection, now: datetime
-) -> int:
+def _off_its_lane(session: Session, connection: Connection, now: datetime) -> int:
     waiting = replan.connection_unlinked(session, connection)
-    return waiting + _moved_by_primary(session, site, connection, now)
+    return waiting + _moved_by_primary(session, connection, now)
 
 
-def _moved_by_primary(
-    session: Session, site: Site | None, connection: Connection, now: datetime
-) -> int:
-    if site is None or site.primary_connection_id != connection.id:
-        return 0
-    return replan.primary_changed(session, site, now)
+def _moved_by_primary(session: Session, connection: Connection, now: datetime) -> int:
+    sites = sites_sending_by(session, connection)
+    return sum(replan.primary_changed(session, site, now) for site in sites)
 
 
 def _drop_links(session: Session, app: OAuthApp, now: datetime) -> None:

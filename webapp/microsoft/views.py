@@ -16,6 +16,7 @@ from webapp.connections.service import (
     alert_connection,
     find_connection,
     forget_health,
+    is_shared,
 )
 from webapp.delivery import replan
 from webapp.explain.parts import Keeper
@@ -53,11 +54,14 @@ def general(site: Site | None, connection: Connection) -> str:
 
 
 def own_connection(session: Session, uid: str) -> Connection:
-    """A connection of the site in hand alone; 404 for one that other sites share."""
+    """A connection of the site in hand; 404 for any other one. What every site may choose only
+    instance admins change."""
     found = find_connection(session, g.site, uid)
-    if found is None or found.site_id != g.site.id:
+    if found is None:
         web.not_found()
     assert found is not None
+    if is_shared(found) and not web.may(Right.SYSTEM):
+        raise web.Denied(Right.SYSTEM)
     return found
 
 
@@ -158,7 +162,7 @@ def come_back(flow: flows.Flow) -> ResponseReturnValue:
         refuse(flows.of_somebody_else())
         return see_other(web.home_url())
     with db().read() as session:
-        allowed = flows.allowed(session, flow.connection_id)
+        allowed = flows.allowed(session, flow)
     if allowed is None:
         refuse(flows.not_allowed())
         return see_other(web.home_url())
