@@ -22,6 +22,7 @@ from tests.factories import (
 from webapp.connections.models import Connection, Health
 from webapp.crypto import KEY_BYTES, Keyring
 from webapp.db import Database
+from webapp.delivery.lanes import UNREACHABLE
 from webapp.delivery.models import Heartbeat, Message, Setting, State, Tally
 from webapp.sites.board import (
     LEDGER_CHECKED,
@@ -160,6 +161,28 @@ def test_a_lane_that_was_asked_to_wait_is_slowed_down_until_then(
     found = row(session, site)
     assert (found.state, found.why) == (SiteState.WORKING, why)
     assert found.status.word == ("Slowed down" if why else "Working")
+
+
+@pytest.mark.parametrize(
+    ("until", "next_look"), [(NOW + HOUR, NOW + HOUR), (NOW - HOUR, None)], ids=["pause", "look"]
+)
+@pytest.mark.parametrize("health", [Health.FAILING, Health.WORKING])
+def test_a_lane_where_nobody_answers_says_so_and_when_it_is_looked_at_next(
+    session: Session, until: datetime, next_look: datetime | None, health: Health
+) -> None:
+    lane = a_lane(
+        session,
+        is_blocked=True,
+        blocked_kind=UNREACHABLE,
+        blocked_until=until,
+        blocked_since=NOW - 2 * HOUR,
+        blocked_words="connection refused",
+    )
+    site, _ = connected(session, lane=lane, health=health, health_since=NOW)
+    found = row(session, site)
+    assert (found.state, found.part, found.why) == (SiteState.FAILING, Part.ACT, Why.UNREACHABLE)
+    assert (found.since, found.next_look) == (NOW - 2 * HOUR, next_look)
+    assert (found.words, found.status.word) == ("connection refused", "Failing")
 
 
 @pytest.mark.parametrize(

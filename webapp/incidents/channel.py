@@ -1,19 +1,24 @@
 """The installation's own connection, by which alerts leave as mail; never that of a site."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from webapp.connections.models import Connection, Health
-from webapp.connections.service import NotReady, alert_connection, load_mailer
+from webapp.connections.service import NotReady, alert_connection, is_complete, load_mailer
 from webapp.crypto import Keyring
+from webapp.delivery.models import Lane
 from webapp.incidents.kinds import Kind
 from webapp.incidents.models import Incident
+from webapp.mailers import registry
 from webapp.mailers.base import Mailer
 from webapp.mailers.errors import DeliveryError, FailureKind
+from webapp.sites.models import Site
 
 NO_CONNECTION = "no-alert-connection"
+NOT_LINKED = "alert-connection-not-linked"
 IS_BROKEN = "alert-connection-broken"
 
 HEALTH = {
@@ -35,15 +40,51 @@ def way_out(
 ) -> tuple[Connection, Mailer]:
     """The connection and its mailer; raises NoWay."""
     connection = alert_connection(session)
-    if connection is None or not connection.from_email:
+    if connection is None:
         raise NoWay(NO_CONNECTION)
     try:
         mailer = load_mailer(connection, keyring)
     except NotReady as error:
-        raise NoWay(NO_CONNECTION) from error
-    if incident is not None and is_about(incident, connection, mailer.lane_key()):
+        raise NoWay(NOT_LINKED if lacks_link(connection) else NO_CONNECTION) from error
+    if not connection.from_email:
+        raise NoWay(NO_CONNECTION)
+    lane_key = mailer.lane_key() or _stored_lane(session, connection)
+    if incident is not None and is_about(incident, connection, lane_key):
         raise NoWay(IS_BROKEN)
     return connection, mailer
+
+
+def lacks_link(connection: Connection) -> bool:
+    """Whether it needs an account, and none is linked."""
+    kind = registry().get(connection.mailer)
+    return kind is not None and kind.needs_link and connection.grant_id is None
+
+
+def works(connection: Connection | None) -> bool:
+    """Whether alerts can leave as mail, as far as is known now."""
+    if connection is None or not connection.from_email or not is_complete(connection):
+        return False
+    return connection.health in {Health.UNKNOWN, Health.WORKING}
+
+
+def sites_by(session: Session, connection: Connection) -> Sequence[str]:
+    """Sites that send by the mailbox by which alerts leave: what stops them stops both."""
+    if connection.grant_id is None or connection.lane_id is None:
+        return ()
+    query = (
+        sa.select(Site.name)
+        .join(Connection, Connection.site_id == Site.id)
+        .where(Connection.lane_id == connection.lane_id, Connection.is_system.is_(False))
+        .distinct()
+        .order_by(Site.name)
+    )
+    return session.scalars(query).all()
+
+
+def _stored_lane(session: Session, connection: Connection) -> str:
+    """The lane of a linked mailbox, which the mailer does not know."""
+    lane = session.get(Lane, connection.lane_id) if connection.lane_id else None
+    return lane.key if lane else ""
 
 
 def is_about(incident: Incident, connection: Connection, lane_key: str) -> bool:

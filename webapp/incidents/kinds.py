@@ -180,8 +180,10 @@ STORIES: Mapping[Kind, Story] = {
         title=N_("Alerts cannot leave by email"),
         text=N_("The alert connection of this installation fails. Only webhooks are told."),
         over=N_("Alerts leave by email again"),
-        over_text=N_("A mail went out by the alert connection, or another one was saved."),
-        steps=(N_("Open System, correct the alert connection, and send a sample."),),
+        over_text=N_("A mail went out by the alert connection, or it was saved or linked again."),
+        steps=(
+            N_("Open System, correct the alert connection or link it again, and send a sample."),
+        ),
     ),
 }
 

@@ -1,7 +1,7 @@
 """What is wrong now, read from the state of things: each sign is one cause. Nothing is written."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -12,6 +12,8 @@ from sqlalchemy.orm import Session
 
 from webapp.config import Settings
 from webapp.connections.models import Connection, Health
+from webapp.connections.service import STOPPED
+from webapp.delivery.lanes import UNREACHABLE
 from webapp.delivery.models import Attempt, Lane, Message, Source, State, is_in
 from webapp.delivery.tally import accounts
 from webapp.disk import data_folders, free_bytes
@@ -54,16 +56,17 @@ def signs(session: Session, now: datetime, settings: Settings) -> list[Sign]:
     links = [*_refused_links(session), *_refused_registrations(session)]
     told = frozenset(lane for sign in links for lane in sign.lanes)
     failures = [*_failures(session, now)]
-    failing = {sign.details.get("connection") for sign in failures}
+    # Mail that was given up for the reason that a connection fails for: one cause.
+    given_up = {(sign.details["connection"], sign.code) for sign in failures}
     found = [
         *links,
         *_stopped_lanes(session, told),
         *failures,
-        *(s for s in _unreachable(session, now) if s.details.get("connection") not in failing),
+        *_unreachable(session, now, given_up),
         *_silent_sites(session, now),
         *_secrets(session, now),
         *_idle_links(session, now),
-        *_alert_connection(session),
+        *_alert_connection(session, links),
         *_disk(settings),
     ]
     return _with_waiting(session, found)
@@ -172,33 +175,41 @@ def _stopped_lanes(session: Session, told: frozenset[int]) -> Iterator[Sign]:
 # ---- what goes wrong by itself ----
 
 
-def _unreachable(session: Session, now: datetime) -> Iterator[Sign]:
+def _unreachable(
+    session: Session, now: datetime, told: Collection[tuple[int | None, str]]
+) -> Iterator[Sign]:
+    """One for each lane: a connection of it has long failed, or nobody has long answered there.
+    `told` are connections of which that is told already, with the code."""
+    since = now - UNREACHABLE_AFTER
+    fails = sa.and_(Connection.health == Health.FAILING, Connection.health_since <= since)
+    pauses = sa.and_(Lane.is_blocked, Lane.blocked_kind == UNREACHABLE, Lane.blocked_since <= since)
     stopped = sa.and_(Lane.is_blocked, Lane.blocked_until.is_(None))
     query = (
-        sa.select(Connection, Lane.key)
+        sa.select(Connection, Lane)
         .join(Lane, Lane.id == Connection.lane_id)
-        .where(
-            Connection.health == Health.FAILING,
-            Connection.health_since <= now - UNREACHABLE_AFTER,
-            Connection.is_system.is_(False),
-            sa.not_(stopped),
-        )
+        .where(sa.or_(fails, pauses), Connection.is_system.is_(False), sa.not_(stopped))
         .order_by(Connection.id)
     )
-    by_lane: dict[int, list[tuple[Connection, str]]] = defaultdict(list)
-    for connection, key in session.execute(query):
-        by_lane[connection.lane_id or 0].append((connection, key))
+    by_lane: dict[int, list[tuple[Connection, Lane]]] = defaultdict(list)
+    for connection, lane in session.execute(query):
+        if (connection.id, connection.last_code) not in told:
+            by_lane[lane.id].append((connection, lane))
     for lane_id, rows in by_lane.items():
-        first, key = rows[0]
+        connections = [connection for connection, _lane in rows]
+        lane = rows[0][1]
+        # The one that met it tells the remote's code; another one of the lane may not have tried.
+        first = next((c for c in connections if c.health == Health.FAILING), connections[0])
+        is_paused = lane.blocked_kind == UNREACHABLE
+        times = (first.health_since, lane.blocked_since if is_paused else None)
         yield Sign(
             cause=f"reach:{lane_id}",
             kind=Kind.UNREACHABLE,
             code=first.last_code,
-            words=first.last_words,
-            sites=_sites(session, [connection for connection, _key in rows]),
+            words=first.last_words or lane.blocked_words,
+            sites=_sites(session, connections),
             lanes=frozenset({lane_id}),
-            since=first.health_since,
-            details=_place(first) | {"lane": key, "connection": first.id},
+            since=min((at for at in times if at is not None), default=None),
+            details=_place(first) | {"lane": lane.key},
         )
 
 
@@ -324,12 +335,18 @@ def _disk(settings: Settings) -> Iterator[Sign]:
         yield Sign(cause="disk", kind=Kind.DISK, details=details)
 
 
-def _alert_connection(session: Session) -> Iterator[Sign]:
+def _alert_connection(session: Session, links: Sequence[Sign]) -> Iterator[Sign]:
+    """Whether alerts cannot leave as mail. A refused link that sites send by too, or a refused
+    registration, is told already: that is one cause."""
+    told = {grant for sign in links for grant in sign.details["grants"]}
     query = sa.select(Connection).where(
         Connection.is_system,
+        Connection.deleted_at.is_(None),
         Connection.health.not_in([Health.UNKNOWN, Health.WORKING]),
     )
     for connection in session.scalars(query):
+        if connection.grant_id in told and connection.health in STOPPED:
+            continue
         yield Sign(
             cause=f"alerts:{connection.id}",
             kind=Kind.ALERTS,
@@ -378,8 +395,10 @@ def _idle_links(session: Session, now: datetime) -> Iterator[Sign]:
         .where(Grant.state == GrantState.LINKED, Grant.renewed_at < now - IDLE_AFTER)
     )
     for grant, mailbox in session.execute(query):
-        used = _used(session, Connection.grant_id == grant.id)
-        if used:
+        mine = Connection.grant_id == grant.id
+        used = _used(session, mine)
+        # That of the alert connection concerns the installation.
+        if used or session.scalar(sa.select(Connection.id).where(mine).limit(1)):
             yield Sign(
                 cause=f"idle:{grant.id}",
                 kind=Kind.IDLE,

@@ -12,22 +12,21 @@ from flask_babel import lazy_gettext as _l
 from sqlalchemy.orm import Session
 from werkzeug.exceptions import TooManyRequests
 
-from webapp import audit, schema, web
+from webapp import schema, web
 from webapp.accounts.rights import Right
 from webapp.connections import service as connections
-from webapp.connections.forms import form_class, texts_of
-from webapp.connections.models import Connection, Health
-from webapp.connections.service import FormValues
+from webapp.connections.forms import OUTLOOK
 from webapp.delivery.models import Heartbeat
 from webapp.disk import free_bytes
-from webapp.fields import N_, FieldErrors, from_texts, questions
+from webapp.fields import N_, FieldErrors
 from webapp.forms import Form, Radios, Text, refuse
 from webapp.incidents import channel, reach, service, targets
+from webapp.incidents import sender as alerts_by
 from webapp.incidents.kinds import Said, say
 from webapp.incidents.letters import since_of
 from webapp.incidents.models import AlertTarget, Channel, Incident, Notification, Occasion, Told
+from webapp.incidents.sender import AlertForm
 from webapp.incidents.targets import NewTarget
-from webapp.mailers.smtp import Smtp
 from webapp.sites.models import Site
 from webapp.web import Group, actor, db, installation, menu_entry, now, requires, see_other, tell
 from webapp.words import Status, Tone
@@ -80,6 +79,7 @@ REASONS: Mapping[str, str] = {
     "no-connection": N_("No connection."),
     "sealed": N_("Its key cannot be opened. Remove it and add it again."),
     channel.NO_CONNECTION: N_("This installation has no alert connection."),
+    channel.NOT_LINKED: N_("The alert connection is not linked with a mailbox."),
     channel.IS_BROKEN: N_("The alert connection is what broke."),
 }
 OCCASIONS: Mapping[str, str] = {
@@ -151,14 +151,6 @@ class SilenceForm(Form):
         description=_l(
             "When the site hands in no mail for so many hours, that is an incident. Empty: never."
         ),
-    )
-
-
-class SenderForm(Form):
-    """What alerts are from."""
-
-    from_email = Text(
-        _l("From Email"), description=_l("The address alerts are sent from."), limit=400
     )
 
 
@@ -271,7 +263,7 @@ def alerts_page(form: TargetForm, silent: SilenceForm, made: NewTarget | None = 
     with db().read() as session:
         rows = target_rows(session, g.site.id)
         here = service.incidents_of_site(session, g.site.id)
-        has_way = connections.alert_connection(session) is not None
+        way = connections.alert_connection(session)
     return render_template(
         "incidents/alerts.html",
         form=form,
@@ -279,7 +271,9 @@ def alerts_page(form: TargetForm, silent: SilenceForm, made: NewTarget | None = 
         made=made,
         rows=rows,
         shown=[shown(i, [g.site], url_of(i, g.site)) for i in here],
-        lacks_way=not has_way and any(row.target.channel == Channel.EMAIL for row in rows),
+        by_mail=any(row.target.channel == Channel.EMAIL for row in rows),
+        has_way=way is not None,
+        way_works=channel.works(way),
         header=reach.HEADER,
         told_of=told_kinds(site=True),
     )
@@ -317,42 +311,19 @@ def add_system() -> ResponseReturnValue:
 @requires(Right.SYSTEM)
 def save_connection() -> ResponseReturnValue:
     """Save how alerts leave as mail."""
-    sender = SenderForm(prefix="alert")
-    smtp = form_class(Smtp)(prefix="smtp")
+    form = alerts_by.stored_form(sent=True)
     try:
-        with db().write() as session:
-            if not (sender.from_email.data or "").strip():
-                raise FieldErrors({"from_email": N_("Enter the address that alerts are from.")})
-            settings, secrets = from_texts(Smtp, texts_of(Smtp, smtp))
-            connections.save_connection(
-                session,
-                installation().keyring,
-                None,
-                connections.alert_connection(session),
-                FormValues(
-                    nickname="Alerts",
-                    mailer=Smtp.slug,
-                    from_email=sender.from_email.data or "",
-                    settings=settings,
-                    secrets={name: str(value) for name, value in secrets.items()},
-                ),
-                actor=actor(),
-                now=now(),
-            )
+        connection = alerts_by.save(form)
     except FieldErrors as error:
-        for name, sentence in error.errors.items():
-            refuse(
-                smtp if name in smtp else sender,
-                name if name in smtp else "from_email",
-                _(sentence),
-            )
-        return system_page(TargetForm(formdata=None), sender=sender, smtp=smtp), 422
-    tell(
-        Tone.GOOD,
-        _("Send a sample to an address below, to see whether it works."),
-        strong=_("The alert connection is saved."),
-    )
-    return see_other(url_for("incidents.system"))
+        form.show(error)
+        return system_page(TargetForm(formdata=None), by=form), 422
+    if form.slug == OUTLOOK and request.form.get("then") == "authorize":
+        return see_other(url_for("microsoft.link_alerts"))
+    text = _("Send a sample to an address below, to see whether it works.")
+    if channel.lacks_link(connection):
+        text = _("Sign in with Microsoft now, below.")
+    tell(Tone.GOOD, text, strong=_("The alert connection is saved."))
+    return see_other(url_for("incidents.system", _anchor="connection"))
 
 
 @bp.route("/settings/system/connection/remove", methods=["GET", "POST"])
@@ -363,22 +334,14 @@ def remove_connection() -> ResponseReturnValue:
     if request.form.get("sure") != "yes":
         return web.confirm(
             title=_("Remove the alert connection?"),
-            text=_("Its settings and its password are forgotten. Only webhooks are told then."),
+            text=_(
+                "Its settings, its password and its link are forgotten. Only webhooks are told "
+                "then."
+            ),
             button=_("Remove"),
             back=back,
         )
-    with db().write() as session:
-        found = connections.alert_connection(session)
-        if found is not None:
-            audit.record(
-                session,
-                at=now(),
-                actor=actor(),
-                action="connection removed",
-                object_kind="connection",
-                object_id=found.uid,
-            )
-            session.delete(found)
+    alerts_by.remove()
     tell(Tone.GOOD, "", strong=_("The alert connection is removed."))
     return see_other(back)
 
@@ -420,33 +383,24 @@ def system_incident(any_incident_uid: str) -> ResponseReturnValue:
 def system_page(
     form: TargetForm,
     *,
-    sender: SenderForm | None = None,
-    smtp: Form | None = None,
+    by: AlertForm | None = None,
     made: NewTarget | None = None,
 ) -> str:
     """The page, with what was sent where it was refused."""
     with db().read() as session:
-        connection = connections.alert_connection(session)
+        sender = alerts_by.sender(session)
         rows = target_rows(session, None)
         open_ = [shown(i, sites_of(session, i), url_of(i)) for i in service.open_incidents(session)]
         over = [
             shown(i, sites_of(session, i), url_of(i)) for i in service.closed_incidents(session)
         ]
         workers = session.scalars(sa.select(Heartbeat).order_by(Heartbeat.name)).all()
-    stored = connection.settings.get(Smtp.slug, {}) if connection else {}
     return render_template(
         "incidents/system.html",
         form=form,
-        sender=sender
-        or SenderForm(
-            formdata=None,
-            prefix="alert",
-            data={"from_email": connection.from_email if connection else ""},
-        ),
-        smtp=smtp or form_class(Smtp)(formdata=None, prefix="smtp", data=smtp_data(stored)),
-        connection=connection,
-        health=health_of(connection),
-        has_secret=bool(connection and connection.secrets_set.get(Smtp.slug)),
+        by=by or alerts_by.stored_form(sent=False),
+        sender=sender,
+        **alerts_by.context(),
         made=made,
         rows=rows,
         shown=open_,
@@ -456,18 +410,6 @@ def system_page(
         facts=facts(),
         workers=workers,
     )
-
-
-HEALTH: Mapping[str, Status] = {
-    Health.UNKNOWN: Status(icon="queued", tone=Tone.INFO, word=N_("Not tried yet")),
-    Health.WORKING: Status(icon="delivered", tone=Tone.GOOD, word=N_("Working")),
-}
-FAILING = Status(icon="failed", tone=Tone.BAD, word=N_("Failing"))
-
-
-def health_of(connection: Connection | None) -> Status | None:
-    """How the alert connection does."""
-    return HEALTH.get(connection.health, FAILING) if connection else None
 
 
 def facts() -> list[tuple[str, str]]:
@@ -678,13 +620,3 @@ def show_errors(form: Form, error: FieldErrors) -> None:
     """Put what the service found at the fields."""
     for name, sentence in error.errors.items():
         refuse(form, name, _(sentence))
-
-
-def smtp_data(stored: Mapping[str, object]) -> dict[str, object]:
-    """What the SMTP form shows; never a secret."""
-    data: dict[str, object] = {}
-    for asked in questions(Smtp):
-        value = stored.get(asked.name, asked.default)
-        if not asked.question.secret and value is not None:
-            data[asked.name] = value if asked.type is bool else str(getattr(value, "value", value))
-    return data

@@ -345,11 +345,16 @@ def _on_the_calendar(ending: Ending, mine: Mapping[int, Role | None], today: dat
     elif own is not None:
         anchor = "authorization" if ending.kind is Kind.LINK else "outlook-app-next_secret"
         url = url_for("connections.general", slug=own.slug, _anchor=anchor)
+    elif ending.alerts and web.may(Right.SYSTEM):
+        url = url_for("incidents.system", _anchor="connection")
+    users = [(site.name, web.site_url(site, mine.get(site.id))) for site in ending.sites]
+    if ending.alerts:
+        users.append((_("Alerts"), url_for("incidents.system", _anchor="connection")))
     return Day(
         ending=ending,
         expiry=expiry_on(ending.day, today),
         url=url,
-        sites=tuple((site.name, web.site_url(site, mine.get(site.id))) for site in ending.sites),
+        sites=tuple(users),
     )
 
 

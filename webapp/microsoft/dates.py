@@ -5,7 +5,7 @@ link that counts down tells that renewals do not happen.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from enum import StrEnum
@@ -58,6 +58,8 @@ class Ending:
     has_successor: bool = False
     """A second secret waits to be proved."""
     sites: tuple[Site, ...] = field(default=(), repr=False)
+    alerts: bool = False
+    """Whether the installation's own alerts leave by it."""
 
     @property
     def nearness(self) -> Nearness:
@@ -109,16 +111,20 @@ def undated(session: Session) -> list[OAuthApp]:
 class _Use:
     grant_id: int
     app_id: int
-    site: Site
+    site: Site | None
+    """None: the installation's own connection."""
 
 
 def _sites_by_grant(session: Session, site_ids: Collection[int] | None) -> list[_Use]:
-    """The links by which mail leaves now."""
+    """The links by which mail leaves now; that of the alerts is for who sees everything."""
     query = (
         sa.select(Link.grant_id, Link.app_id, Site)
         .join(Connection, Connection.id == Link.connection_id)
-        .join(Site, Site.id == Connection.site_id)
-        .where(Connection.grant_id == Link.grant_id)
+        .outerjoin(Site, Site.id == Connection.site_id)
+        .where(
+            Connection.grant_id == Link.grant_id,
+            sa.or_(Site.id.is_not(None), Connection.is_system),
+        )
         .order_by(sa.func.lower(Site.name), Site.id)
     )
     if site_ids is not None:
@@ -131,9 +137,7 @@ def _sites_by_grant(session: Session, site_ids: Collection[int] | None) -> list[
 def _secrets(
     session: Session, uses: Iterable[_Use], every: bool, now: datetime
 ) -> Iterable[Ending]:
-    by_app: dict[int, dict[int, Site]] = defaultdict(dict)
-    for use in uses:
-        by_app[use.app_id][use.site.id] = use.site
+    by_app = _by_site((use.app_id, use.site) for use in uses)
     query = sa.select(OAuthApp).where(
         OAuthApp.secret.is_not(None),
         OAuthApp.secret_expires_on <= now.date() + timedelta(days=AHEAD),
@@ -150,14 +154,13 @@ def _secrets(
             app_name=app.name or app.client_id,
             shared=app.connection_id is None,
             has_successor=app.next_secret is not None,
-            sites=tuple(by_app[app.id].values()),
+            sites=_sites(by_app[app.id]),
+            alerts=0 in by_app[app.id],
         )
 
 
 def _links(session: Session, uses: Iterable[_Use], now: datetime) -> Iterable[Ending]:
-    by_grant: dict[int, dict[int, Site]] = defaultdict(dict)
-    for use in uses:
-        by_grant[use.grant_id][use.site.id] = use.site
+    by_grant = _by_site((use.grant_id, use.site) for use in uses)
     rows = session.execute(
         sa.select(Grant.id, Grant.renewed_at, Mailbox.address, OAuthApp)
         .join(Mailbox, Mailbox.id == Grant.mailbox_id)
@@ -177,5 +180,18 @@ def _links(session: Session, uses: Iterable[_Use], now: datetime) -> Iterable[En
             app_name=app.name or app.client_id,
             shared=app.connection_id is None,
             address=address,
-            sites=tuple(by_grant[grant_id].values()),
+            sites=_sites(by_grant[grant_id]),
+            alerts=0 in by_grant[grant_id],
         )
+
+
+def _by_site(uses: Iterable[tuple[int, Site | None]]) -> dict[int, dict[int, Site | None]]:
+    """By what is used, then by site; 0 stands for the installation's own connection."""
+    found: dict[int, dict[int, Site | None]] = defaultdict(dict)
+    for key, site in uses:
+        found[key][site.id if site else 0] = site
+    return found
+
+
+def _sites(used_by: Mapping[int, Site | None]) -> tuple[Site, ...]:
+    return tuple(site for site in used_by.values() if site is not None)

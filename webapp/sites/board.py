@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session, defer
 
 from webapp.connections.models import Connection, Health
 from webapp.delivery.depth import Depth, depths
+from webapp.delivery.lanes import UNREACHABLE
 from webapp.delivery.models import Lane, Message, Setting, State, Tally
 from webapp.fields import N_
 from webapp.mailers import registry
@@ -55,6 +56,7 @@ class Why(StrEnum):
     LOGIN_REFUSED = "login-refused"
     MISCONFIGURED = "misconfigured"
     FAILING = "failing"
+    UNREACHABLE = "unreachable"
     SLOWED_DOWN = "slowed-down"
     QUIET = "quiet"
     NO_CONNECTION = "no-connection"
@@ -164,6 +166,9 @@ class Row:
     code: str = ""
     words: str = ""
     since: datetime | None = None
+    next_look: datetime | None = None
+    """Where nobody can be reached: when one mail finds out whether somebody is back. None: it is
+    at it now."""
     usual_per_day: float = 0.0
     lane_id: int | None = None
     ends: Ends | None = None
@@ -363,6 +368,8 @@ def _row(
         kind = registry().get(connection.mailer) if connection else None
         why = Why.NOT_LINKED if kind and kind.needs_link else Why.NO_CONNECTION
         return Row(site=site, traffic=traffic, state=state, why=why)
+    if lane.is_blocked and lane.blocked_kind == UNREACHABLE:
+        return _unreachable(site, connection, lane, traffic, now)
     stopped = _stopped(site, connection, lane, traffic)
     if stopped is not None:
         return stopped
@@ -388,6 +395,25 @@ def _row(
     nothing_yet = traffic.last_accepted_at is None
     state = SiteState.NO_MAIL if nothing_yet else SiteState.WORKING
     return Row(site=site, traffic=traffic, state=state)
+
+
+def _unreachable(
+    site: Site, connection: Connection, lane: Lane, traffic: Traffic, now: datetime
+) -> Row:
+    """The row of a site whose lane pauses because nobody answers there."""
+    until = lane.blocked_until
+    return Row(
+        site=site,
+        traffic=traffic,
+        state=SiteState.FAILING,
+        why=Why.UNREACHABLE,
+        place=place_of(connection),
+        is_linked=connection.grant_id is not None,
+        code=connection.last_code,
+        words=lane.blocked_words,
+        since=lane.blocked_since,
+        next_look=until if until is not None and until > now else None,
+    )
 
 
 def _stopped(site: Site, connection: Connection, lane: Lane, traffic: Traffic) -> Row | None:
