@@ -725,14 +725,14 @@ def test_a_registration_changed_while_microsoft_is_asked_is_told(
 def forge(world: World, monkeypatch: pytest.MonkeyPatch, **claims: object) -> None:
     """Let the stand-in sign ID tokens with these claims; None leaves one out."""
     tokens = world.sandbox.world.tokens
-    sign = tokens._sign
+    sign = tokens.sign
 
     def forged(found: dict[str, object]) -> str:
         if found.get("ver") == "2.0":
             found = {name: value for name, value in (found | claims).items() if value is not None}
         return sign(found)
 
-    monkeypatch.setattr(tokens, "_sign", forged)
+    monkeypatch.setattr(tokens, "sign", forged)
 
 
 @pytest.mark.parametrize(

@@ -107,11 +107,18 @@ class Running(ABC):
         return dict(self.described["single_tenant"])
 
     @property
+    def google(self) -> dict[str, Any]:
+        """`authority`, `gmail`, `client_id`, `client_secret`, `accounts`."""
+        return dict(self.described["google"])
+
+    @property
     def environment(self) -> dict[str, str]:
         """What makes an installation use this sandbox."""
         return {
             "POSTROOM_MICROSOFT_AUTHORITY": self.authority,
             "POSTROOM_MICROSOFT_GRAPH": self.graph,
+            "POSTROOM_GOOGLE_AUTHORITY": self.google["authority"],
+            "POSTROOM_GOOGLE_GMAIL": self.google["gmail"],
             "POSTROOM_CA_BUNDLE": self.ca,
         }
 

@@ -51,15 +51,17 @@ def test_it_says_what_to_give_to_postroom(tmp_path: Path) -> None:
         text=True,
     ) as process:
         assert process.stdout is not None
-        said = [process.stdout.readline().strip() for _ in range(6)]
+        said = [process.stdout.readline().strip() for _ in range(9)]
         process.terminate()
         assert process.wait(30) == 0
-    assert said[1:4] == [
+    assert said[1:6] == [
         f"POSTROOM_MICROSOFT_AUTHORITY=https://localhost:{tls}",
         f"POSTROOM_MICROSOFT_GRAPH=https://localhost:{tls}/graph",
+        f"POSTROOM_GOOGLE_AUTHORITY=https://localhost:{tls}/google",
+        f"POSTROOM_GOOGLE_GMAIL=https://localhost:{tls}/gmail",
         f"POSTROOM_CA_BUNDLE={tmp_path / 'ca.pem'}",
     ]
-    assert said[5].endswith(f"http://localhost:{plain}")
+    assert said[8].endswith(f"http://localhost:{plain}")
 
 
 @pytest.mark.parametrize("option", ["--listen", "--tls-listen"])

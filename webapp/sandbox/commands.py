@@ -67,7 +67,7 @@ def sandbox(
     token_lasts: int,
     as_json: bool,
 ) -> None:
-    """Stand in for Microsoft on this machine: link accounts and send mail without it."""
+    """Stand in for Microsoft and Google: link accounts and send mail without them."""
     options = server.Options(
         listen=listen,
         tls_listen=tls_listen,
@@ -96,10 +96,14 @@ def _say_json(found: dict[str, Any]) -> None:
 
 
 def _say_lines(found: dict[str, Any]) -> None:
-    click.echo("The sandbox is ready. It is not Microsoft. Give these to Postroom:")
+    click.echo("The sandbox is ready. It is neither Microsoft nor Google. Give these to Postroom:")
     click.echo(f"  POSTROOM_MICROSOFT_AUTHORITY={found['authority']}")
     click.echo(f"  POSTROOM_MICROSOFT_GRAPH={found['graph']}")
+    click.echo(f"  POSTROOM_GOOGLE_AUTHORITY={found['google']['authority']}")
+    click.echo(f"  POSTROOM_GOOGLE_GMAIL={found['google']['gmail']}")
     click.echo(f"  POSTROOM_CA_BUNDLE={found['ca']}")
     click.echo(f"Application ID {found['client_id']}, secret {found['client_secret']}")
+    google = found["google"]
+    click.echo(f"Google: Client ID {google['client_id']}, secret {google['client_secret']}")
     click.echo(f"What arrives, and what goes wrong: {found['inbox']}")
     sys.stdout.flush()

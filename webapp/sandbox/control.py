@@ -65,10 +65,13 @@ def _post(world: World, name: str, given: Any) -> Any:
         case "reset":
             world.reset()
         case "revoke":
-            account = world.directory.find(str(given.get("account", "")))
-            if account is None:
+            name = str(given.get("account", ""))
+            if at_google := world.google.find(name):
+                world.google.revoke(at_google)
+            elif account := world.directory.find(name):
+                world.revoke(account)
+            else:
                 raise ValueError("there is no such account")
-            world.revoke(account)
         case "discard":
             world.inbox.discard = bool(given.get("on"))
         case "applications":

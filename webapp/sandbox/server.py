@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from webapp.config import Listen
-from webapp.sandbox import control, graph, panel, sign_in, token_endpoint
+from webapp.sandbox import control, google, graph, panel, sign_in, token_endpoint
 from webapp.sandbox import pages as shown
 from webapp.sandbox.directory import CONTOSO_APPLICATION, SHARED_APPLICATION
 from webapp.sandbox.folder import Folder
@@ -51,7 +51,9 @@ def build(options: Options) -> World:
         inbox=f"http://localhost:{options.listen.port}",
         authority=f"https://localhost:{options.tls_listen.port}",
     )
-    return World(Folder(options.folder), addresses, lasts=options.lasts)
+    world = World(Folder(options.folder), addresses, lasts=options.lasts)
+    world.google = google.Google(world)
+    return world
 
 
 async def serve(
@@ -89,6 +91,7 @@ async def serve(
 def plain_side(world: World) -> Handler:
     """Sign-in, inbox, panel, control."""
     pages = Pages(world.folder.path)
+    gmail = world.google
 
     def handle(request: Request) -> Answer:
         if _host(request) not in OWN_NAMES:  # a foreign name that was made to point here
@@ -104,6 +107,8 @@ def plain_side(world: World) -> Handler:
                 return shown.static(name)
             case ("control", *_):
                 return control.answer(world, request)
+            case ("google", "o", "oauth2", "v2", "auth"):
+                return google.authorize(gmail, pages, request)
             case (segment, "oauth2", "v2.0", "authorize"):
                 return sign_in.authorize(world, pages, segment, request)
             case (segment, "v2.0", "adminconsent"):
@@ -119,11 +124,22 @@ def _host(request: Request) -> str:
 
 def tls_side(world: World) -> Handler:
     """Metadata, tokens, Graph; the pages too, for who builds addresses from the authority."""
+    gmail = world.google
 
     def handle(request: Request) -> Answer:
+        if request.path.startswith(google.PREFIX):
+            return google.answer(gmail, request)
         if request.path.startswith(graph.PREFIX):
             return graph.answer(world, request)
         match request.segments:
+            case ("google", ".well-known", "openid-configuration"):
+                return google.metadata(gmail)
+            case ("google", "oauth2", "v3", "certs"):
+                return token_endpoint.keys(world, "")
+            case ("google", "token") if request.method == "POST":
+                return google.token(gmail, request)
+            case ("google", "revoke") if request.method == "POST":
+                return google.revoke(gmail, request)
             case (segment, "v2.0", ".well-known", "openid-configuration"):
                 return token_endpoint.metadata(world, segment)
             case (segment, "discovery", "v2.0", "keys"):
@@ -154,6 +170,13 @@ def describe(world: World) -> dict[str, Any]:
             "client_id": CONTOSO_APPLICATION.client_id,
             "client_secret": CONTOSO_APPLICATION.secret,
             "tenant": CONTOSO_APPLICATION.tenant,
+        },
+        "google": {
+            "authority": world.google.issuer,
+            "gmail": f"{world.addresses.authority}/gmail",
+            "client_id": google.CLIENT_ID,
+            "client_secret": google.CLIENT_SECRET,
+            "accounts": [account.mail for account in google.ACCOUNTS],
         },
         "accounts": [account.mail or account.upn for account in world.directory.accounts.values()],
     }

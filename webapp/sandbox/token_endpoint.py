@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import hashlib
 import hmac
 import json
 import uuid
@@ -22,7 +21,7 @@ from webapp.sandbox.oauth import (
     permissions,
     scopes_in,
 )
-from webapp.sandbox.tokens import SEND, Code, Expired, Grant, Used, encode
+from webapp.sandbox.tokens import SEND, Code, Expired, Grant, Used, encode, encode_digest
 from webapp.sandbox.wire import Answer, Request, as_json
 from webapp.sandbox.world import World
 
@@ -278,7 +277,7 @@ def _by_code(world: World, application: Application, form: dict[str, str]) -> di
     if form.get("redirect_uri") != code.redirect_uri:
         text = "The reply address does not match the one of the sign-in request."
         raise Refused(Problem(error="invalid_grant", number=50011, text=text))
-    if code.challenge and _challenge(form.get("code_verifier", "")) != code.challenge:
+    if code.challenge and encode_digest(form.get("code_verifier", "")) != code.challenge:
         text = (
             "The Code_Verifier does not match the code_challenge supplied in the authorization "
             "request."
@@ -303,10 +302,6 @@ def _redeem(world: World, text: str) -> Code:
     except KeyError:
         said, number = "The provided value for the 'code' parameter is not valid.", 70000
     raise Refused(Problem(error="invalid_grant", number=number, text=said))
-
-
-def _challenge(verifier: str) -> str:
-    return encode(hashlib.sha256(verifier.encode()).digest())
 
 
 def _by_refresh_token(

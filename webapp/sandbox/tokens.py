@@ -165,7 +165,7 @@ class Tokens:
             "uti": secrets.token_urlsafe(16),
             "ver": "1.0",
         }
-        return self._sign(claims)
+        return self.sign(claims)
 
     def new_id_token(self, *, account: Account, code: Code, scopes: frozenset[str]) -> str:
         """Who signed in."""
@@ -189,7 +189,7 @@ class Tokens:
             claims |= {"name": account.name, "preferred_username": account.upn}
         if "email" in scopes and account.mail:
             claims["email"] = account.mail
-        return self._sign(claims)
+        return self.sign(claims)
 
     def access(self, token: str) -> Access | None:
         """What a token permits; None when it is not ours, or has ended."""
@@ -219,7 +219,8 @@ class Tokens:
             expires_at=claims["exp"],
         )
 
-    def _sign(self, claims: dict[str, Any]) -> str:
+    def sign(self, claims: dict[str, Any]) -> str:
+        """A JSON Web Token of these claims."""
         header = {"typ": "JWT", "alg": "RS256", "kid": self.key_id}
         signed = f"{encode(json.dumps(header))}.{encode(json.dumps(claims))}"
         signature = self._key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256())
@@ -248,6 +249,11 @@ def encode(value: str | bytes) -> str:
     """base64url without padding."""
     data = value.encode() if isinstance(value, str) else value
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def encode_digest(text: str) -> str:
+    """The challenge of a verifier (RFC 7636, S256)."""
+    return encode(hashlib.sha256(text.encode()).digest())
 
 
 def _decode(text: str) -> bytes:

@@ -4,13 +4,16 @@ import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from webapp.sandbox.directory import Account, Application, Directory
 from webapp.sandbox.faults import Faults
 from webapp.sandbox.folder import Folder
 from webapp.sandbox.mails import Inbox
 from webapp.sandbox.tokens import Clock, Tokens
+
+if TYPE_CHECKING:
+    from webapp.sandbox.google import Google
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,9 @@ class Calls:
 
 class World:
     """State. All of it is touched by one event loop only."""
+
+    google: "Google"
+    """Set by whoever builds the sandbox."""
 
     def __init__(
         self, folder: Folder, addresses: Addresses, *, clock: Clock = time.time, lasts: int = 3600
