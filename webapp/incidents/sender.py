@@ -215,7 +215,7 @@ def save(form: AlertForm) -> Connection:
             now=now(),
         )
         if form.slug == OUTLOOK:
-            service.use_app(session, None, connection, now())
+            service.use_app(session, connection, now())
         else:
             connection.grant_id = None  # the link is kept, and is found again when it is needed
             replan.connection_unlinked(session, connection)
