@@ -13,6 +13,7 @@ from tests.factories import a_connection, a_message, a_site
 from tests.incidents.conftest import KEY, Desk
 from tests.incidents.hooks import Hook, is_genuine
 from webapp.connections.models import Connection, Health
+from webapp.delivery.lanes import UNREACHABLE
 from webapp.delivery.models import Lane, Message, Source, State, Tally
 from webapp.incidents import service, signs
 from webapp.incidents.kinds import Kind
@@ -205,6 +206,70 @@ def test_a_server_that_is_away_is_an_incident_after_a_quarter_of_an_hour(desk: D
     desk.change(Connection, connection.id, health=Health.WORKING)
     desk.watch.round()
     assert desk.open() == []
+
+
+def a_pause(desk: Desk, connection: Connection, **ago: float) -> None:
+    """The breaker of its lane is open: so long ago the last of three mails reached nobody."""
+    desk.change(
+        Lane,
+        connection.lane_id or 0,
+        is_blocked=True,
+        blocked_kind=UNREACHABLE,
+        blocked_until=desk.now + timedelta(minutes=1),
+        blocked_since=desk.now - timedelta(**ago),
+        blocked_words="connection refused",
+        trips=4,
+    )
+
+
+def test_a_lane_where_nobody_has_long_answered_is_an_incident(desk: Desk) -> None:
+    """Whatever the connection says: its settings may have been saved since, or it tried nothing."""
+    _site, connection = a_connected_site(desk)
+    a_pause(desk, connection, minutes=14)
+    desk.watch.round()
+    assert desk.incidents() == []
+    a_pause(desk, connection, minutes=15)
+    desk.watch.round()
+    assert desk.open() == [Kind.UNREACHABLE]
+    (found,) = desk.incidents()
+    assert found.words == "connection refused"
+    since = datetime.fromisoformat(found.details["since"])
+    assert abs(desk.now - since - timedelta(minutes=15)) < timedelta(seconds=30)
+    desk.change(Lane, connection.lane_id or 0, is_blocked=False, blocked_kind="")
+    desk.watch.round()
+    assert desk.open() == []
+
+
+def test_a_failing_connection_and_its_open_breaker_are_one_incident(desk: Desk) -> None:
+    site, connection = a_connected_site(desk, health=Health.FAILING, last_code="110")
+    with desk.db.write() as session:
+        other = a_site(session)
+        lane = session.get_one(Lane, connection.lane_id)
+        a_connection(session, other, lane=lane)
+    desk.change(Connection, connection.id, health_since=desk.now - timedelta(minutes=20))
+    a_pause(desk, connection, minutes=18)
+    desk.watch.round()
+    (found,) = desk.incidents()
+    assert found.kind == Kind.UNREACHABLE
+    assert (found.code, found.details["sites"]) == ("110", sorted([site.id, other.id]))
+    since = datetime.fromisoformat(found.details["since"])
+    assert desk.now - since > timedelta(minutes=19)
+
+
+@pytest.mark.parametrize(
+    ("code", "kinds"),
+    [("110", [Kind.FAILED]), ("550 5.1.1", [Kind.FAILED, Kind.UNREACHABLE])],
+    ids=["same", "another"],
+)
+def test_mail_that_was_given_up_for_that_very_reason_is_no_second_incident(
+    desk: Desk, code: str, kinds: list[Kind]
+) -> None:
+    site, connection = a_connected_site(desk, health=Health.FAILING, last_code="110")
+    long_ago = desk.now - timedelta(minutes=20)
+    desk.change(Connection, connection.id, health_since=long_ago)
+    a_failure(desk, site, connection, last_code=code)
+    desk.watch.round()
+    assert sorted(desk.open()) == sorted(kinds)
 
 
 def a_failure(desk: Desk, site: Site, connection: Connection, **values: Any) -> None:

@@ -124,6 +124,19 @@ def test_everybody_sees_what_concerns_their_own_sites(session: Session) -> None:
     assert dates.endings(session, [], NOW) == []
 
 
+def test_the_link_by_which_alerts_leave_is_listed_for_who_sees_everything(session: Session) -> None:
+    app = a_registration(session, 12)
+    alerts = a_connection(session, None, is_system=True)
+    values = {"renewed_at": NOW - 60 * DAY}
+    a_link(session, alerts, a_grant(session, KEYRING, app, a_mailbox(session), **values))
+    site = a_user_of(session, app, "Galerie Nord")
+    secret, link = dates.endings(session, None, NOW)
+    assert (secret.sites, secret.alerts) == ((site,), True)
+    assert (link.kind, link.days, link.sites, link.alerts) == (Kind.LINK, 30, (), True)
+    (secret,) = dates.endings(session, [site.id], NOW)
+    assert (secret.sites, secret.alerts) == ((site,), False)
+
+
 def test_a_registration_that_a_site_has_left_is_not_its_concern(session: Session) -> None:
     app = a_registration(session, 12)
     site = a_user_of(session, app, "Moved")
