@@ -108,7 +108,8 @@ class Office:
 
 
 @pytest.fixture
-def office(tmp_path: Path) -> Iterator[Office]:
+def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
+    monkeypatch.setattr("webapp.microsoft.tokens.LOOK_EVERY", 0.0)  # a refusal counts at once
     with SandboxThread() as sandbox:
         named = {name.removeprefix("POSTROOM_"): v for name, v in sandbox.environment.items()}
         url = f"sqlite:///{tmp_path / 'postroom.db'}"
