@@ -319,7 +319,7 @@ def save_connection() -> ResponseReturnValue:
         return system_page(TargetForm(formdata=None), by=form), 422
     if form.slug == OUTLOOK and request.form.get("then") == "authorize":
         return see_other(url_for("microsoft.link_alerts"))
-    text = _("Send a sample to an address below, to see whether it works.")
+    text = _("Send a sample to an address above, to see whether it works.")
     if channel.lacks_link(connection):
         text = _("Sign in with Microsoft now, below.")
     tell(Tone.GOOD, text, strong=_("The alert connection is saved."))
