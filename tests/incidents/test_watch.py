@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from tests.factories import a_connection, a_message, a_site
+from tests.factories import a_connection, a_lane, a_message, a_site, an_app
 from tests.incidents.conftest import KEY, Desk
 from tests.incidents.hooks import Hook, is_genuine
 from webapp.connections.models import Connection, Health
@@ -20,7 +20,7 @@ from webapp.incidents.kinds import Kind
 from webapp.incidents.models import Incident, Notification
 from webapp.incidents.service import sites_of
 from webapp.incidents.signs import Sign
-from webapp.microsoft.models import Grant, OAuthApp
+from webapp.microsoft.models import Grant, GrantState, OAuthApp
 from webapp.sites.models import Site
 
 
@@ -169,6 +169,25 @@ def test_a_refused_registration_is_one_incident_and_its_lanes_are_none(desk: Des
     assert desk.open() == []
 
 
+def test_a_registration_of_a_sites_own_that_nothing_is_linked_by_is_no_incident(desk: Desk) -> None:
+    _site, connection = a_connected_site(desk)
+    with desk.db.write() as session:
+        row = session.get_one(Connection, connection.id)
+        an_app(session, desk.installation.keyring, connection=row, problem_since=desk.now)
+        shared = an_app(session, desk.installation.keyring, problem_since=desk.now)
+    desk.watch.round()
+    assert [found.cause for found in desk.incidents()] == [f"app:{shared.id}"]
+
+
+def test_a_link_that_was_removed_is_not_what_a_refused_registration_stops(desk: Desk) -> None:
+    grant = desk.linked(desk.site())
+    desk.change(Grant, grant.id, state=GrantState.REMOVED)
+    desk.change(OAuthApp, grant.app_id, problem_since=desk.now, problem_code="AADSTS7000222")
+    desk.watch.round()
+    (found,) = desk.incidents()
+    assert (found.details["grants"], found.details["sites"]) == ([], [])
+
+
 def a_connected_site(desk: Desk, **values: Any) -> tuple[Site, Connection]:
     with desk.db.write() as session:
         site = a_site(session)
@@ -185,6 +204,36 @@ def test_a_login_that_is_refused_stops_its_lane_until_it_is_saved(desk: Desk) ->
     desk.change(Lane, connection.lane_id, is_blocked=False)
     desk.watch.round()
     assert desk.open() == []
+
+
+def test_of_several_connections_the_one_that_was_refused_says_why(desk: Desk) -> None:
+    """They share a login, and only one of them has tried it."""
+    with desk.db.write() as session:
+        lane = a_lane(session, is_blocked=True, blocked_words="535 no", blocked_kind="x")
+        for code, words in (("", ""), ("535 5.7.8", "535 no"), ("", "older")):
+            values = {"lane": lane, "last_code": code, "last_words": words}
+            a_connection(session, a_site(session), **values)
+    desk.watch.round()
+    (found,) = desk.incidents()
+    assert (found.code, len(found.details["sites"])) == ("535 5.7.8", 3)
+
+
+def test_what_failed_and_is_now_refused_is_one_incident(desk: Desk) -> None:
+    _site, connection = a_connected_site(desk, health=Health.FAILING)
+    desk.change(Connection, connection.id, health_since=desk.now - timedelta(hours=1))
+    desk.watch.round()
+    assert desk.open() == [Kind.UNREACHABLE]
+    desk.change(Lane, connection.lane_id or 0, is_blocked=True, blocked_kind="misconfigured")
+    desk.watch.round()
+    assert desk.open() == [Kind.STOPPED]
+
+
+def test_an_alert_connection_that_fails_for_long_is_one_incident(desk: Desk) -> None:
+    """It has a lane where a mailbox is linked, which sites may send by."""
+    connection = desk.alert_connection(25, health=Health.FAILING)
+    desk.change(Connection, connection.id, health_since=desk.now - timedelta(hours=1))
+    desk.watch.round()
+    assert desk.open() == [Kind.ALERTS]
 
 
 def test_a_lane_that_was_asked_to_wait_is_no_incident(desk: Desk) -> None:
@@ -311,6 +360,10 @@ def test_failures_are_over_with_the_next_success(desk: Desk) -> None:
     site, connection = a_connected_site(desk)
     a_failure(desk, site, connection)
     desk.watch.round()
+    a_failure(desk, site, connection, state=State.SENT)  # soon after: the next one may fail again
+    desk.watch.round()
+    assert desk.open() == [Kind.FAILED]
+    a_failure(desk, site, connection)
     desk.later(minutes=11)
     desk.watch.round()
     assert desk.open() == [Kind.FAILED]
