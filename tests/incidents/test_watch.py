@@ -372,6 +372,19 @@ def test_failures_are_over_with_the_next_success(desk: Desk) -> None:
     assert desk.open() == []
 
 
+def test_a_success_before_or_of_another_site_or_by_another_way_ends_no_failures(desk: Desk) -> None:
+    site, connection = a_connected_site(desk)
+    other_site, other_way = a_connected_site(desk)
+    before = desk.now - timedelta(minutes=1)
+    a_failure(desk, site, connection)
+    desk.later(minutes=11)
+    a_failure(desk, site, connection, state=State.SENT, finished_at=before)
+    a_failure(desk, other_site, connection, state=State.SENT)
+    a_failure(desk, site, other_way, state=State.SENT)
+    desk.watch.round()
+    assert desk.open() == [Kind.FAILED]
+
+
 def test_a_test_that_fails_is_no_incident(desk: Desk) -> None:
     site, connection = a_connected_site(desk)
     a_failure(desk, site, connection, source=Source.TEST)
