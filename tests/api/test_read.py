@@ -161,7 +161,7 @@ def test_a_mail_keeps_the_connection_it_asked_for(desk: Desk, program: Program) 
         site = site_in(session, desk)
         site.primary_connection_id = new.id
         session.flush()
-        replan.primary_changed(session, site, desk.installation.db.now())
+        replan.routing_changed(session, site, desk.installation.db.now())
     with desk.installation.db.write_connection() as connection:
         assert upkeep.find_misplaced(connection) == []
     assert stored(desk, queue_id)[0].connection_id == asked.id

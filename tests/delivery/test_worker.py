@@ -103,7 +103,7 @@ class Post:
                 limits=limits,
                 now=self.installation.db.now(),
             )
-            return touched + replan.primary_changed(session, site, self.installation.db.now())
+            return touched + replan.routing_changed(session, site, self.installation.db.now()).moved
 
     def hand_in(self, count: int = 1, *recipients: str) -> list[str]:
         self.world.now = self.installation.db.now()

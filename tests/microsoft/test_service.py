@@ -464,6 +464,6 @@ def test_a_test_stays_with_the_connection_that_it_tests(place: Place) -> None:
     other = a_connection(place.session, place.site)
     place.site.primary_connection_id = other.id
     place.session.flush()
-    replan.primary_changed(place.session, place.site, place.installation.db.now())
+    replan.routing_changed(place.session, place.site, place.installation.db.now())
     place.session.refresh(mail)
     assert (mail.connection_id, mail.lane_id) == (place.connection.id, attached.mailbox.lane_id)

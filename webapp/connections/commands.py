@@ -12,12 +12,14 @@ import click
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from webapp.connections import service
+from webapp.connections import lifecycle, service
 from webapp.connections.models import Connection
 from webapp.connections.service import FormValues, check_limit
+from webapp.connections.uses import Uses, chain_ids, uses_of
 from webapp.delivery import replan
 from webapp.delivery.lanes import Limits
 from webapp.delivery.models import Lane
+from webapp.delivery.replan import Replanned
 from webapp.delivery.wake import Waker
 from webapp.fields import FieldErrors, from_texts, questions
 from webapp.installation import Installation, open_installation
@@ -118,8 +120,7 @@ def create(
                 "\n".join(f"{field}: {text}" for field, text in error.errors.items()),
                 DATA,
             )
-        with closing(Waker(installation.settings.instance)) as waker:
-            waker.wake()
+        wake(installation)
     address = link_address(installation, slug, made) if kind.needs_link else ""
     if as_json:
         linked = {"link": address} if address else {}
@@ -136,20 +137,131 @@ def create(
 @click.argument("slug", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print all as a JSON list.")
 def list_(slug: str | None, as_json: bool) -> None:
-    """List the connections of one site, or of all."""
+    """List what one site may send by, or every site; what is shared comes last."""
     with closing(open_installation()) as installation, installation.db.read() as session:
         sites = [the_site(session, slug)] if slug else all_sites(session)
-        found = [(site, each) for site in sites for each in service.connections_of(session, site)]
-    rows = [
-        {**shown(each), "site": site.slug, "primary": each.id == site.primary_connection_id}
-        for site, each in found
-    ]
+        rows = [row for site in sites for row in rows_of(session, site)]
     if as_json:
         click.echo(json.dumps(rows, ensure_ascii=False))
         return
     for row in rows:
         words = [row["id"], row["site"], row["mailer"], row["name"], row["health"]]
-        click.echo("\t".join([*map(str, words), "primary" if row["primary"] else ""]))
+        use = ["primary"] * bool(row["primary"])
+        use += [f"backup {row['backup']}"] * bool(row["backup"]) + ["shared"] * bool(row["shared"])
+        click.echo("\t".join([*map(str, words), ", ".join(use)]))
+
+
+def rows_of(session: Session, site: Site) -> list[dict[str, object]]:
+    """What a site may send by, for programs."""
+    chain = chain_ids(session, site)
+    return [
+        {
+            **shown(each),
+            "site": site.slug,
+            "primary": each.id == site.primary_connection_id,
+            "backup": chain.index(each.id) + 1 if each.id in chain else None,
+            "shared": service.is_shared(each),
+        }
+        for each in service.choosable_connections(session, site)
+    ]
+
+
+@connection.command(name="set-primary")
+@click.argument("slug")
+@click.argument("connection_id")
+def set_primary(slug: str, connection_id: str) -> None:
+    """Let a site send by this connection from now on."""
+    with closing(open_installation()) as installation:
+        now = installation.db.now()
+        with installation.db.write() as session:
+            site = the_site(session, slug)
+            found = the_connection(session, site, connection_id)
+            if found.lane_id is None or not service.is_complete(found):
+                refuse(f"the connection {connection_id} cannot send yet", DATA)
+            service.set_primary(session, site, found, actor=ACTOR, now=now)
+            moved = replan.routing_changed(session, site, now)
+        wake(installation)
+    click.echo("The site sends by it now.")
+    tell_moved(moved)
+
+
+@connection.command()
+@click.argument("slug")
+@click.argument("connection_ids", nargs=-1)
+@click.option("--none", "nothing", is_flag=True, help="No connection stands in any more.")
+def backup(slug: str, connection_ids: tuple[str, ...], nothing: bool) -> None:
+    """Let these connections stand in when another one fails, in this order."""
+    if nothing == bool(connection_ids):
+        refuse("name the connections in their order, or say --none", USAGE)
+    with closing(open_installation()) as installation:
+        now = installation.db.now()
+        with installation.db.write() as session:
+            site = the_site(session, slug)
+            chain = [the_connection(session, site, each) for each in connection_ids]
+            lifecycle.set_backups(session, site, chain, actor=ACTOR, now=now)
+            moved = replan.routing_changed(session, site, now)
+        wake(installation)
+    click.echo(f"Connections that stand in: {len(chain)}.")
+    tell_moved(moved)
+
+
+@connection.command()
+@click.argument("connection_id")
+@click.option("--yes", is_flag=True, help="Do it without a question.")
+def delete(connection_id: str, yes: bool) -> None:
+    """Delete a connection, also a shared one; says first what uses it."""
+    with closing(open_installation()) as installation:
+        with installation.db.read() as session:
+            uses = uses_of(session, any_connection(session, connection_id))
+        if not yes:
+            click.echo(used_words(uses))
+            click.confirm("Delete it?", abort=True)
+        now = installation.db.now()
+        with installation.db.write() as session:
+            found = any_connection(session, connection_id)
+            moved = lifecycle.remove(session, found, actor=ACTOR, now=now)
+        wake(installation)
+    click.echo("The connection is deleted.")
+    tell_moved(moved)
+
+
+def used_words(uses: Uses) -> str:
+    """What uses a connection, on one line each."""
+    lines = [f"primary connection of {site.slug}" for site in uses.primary_of]
+    lines += [f"backup connection of {site.slug}" for site in uses.backup_of]
+    lines += [f"rule {rule.name or rule.uid} of {site.slug}" for site, rule in uses.rules]
+    lines += [f"waiting mails: {uses.waiting}"] * bool(uses.waiting)
+    return "\n".join(lines or ["nothing uses it"])
+
+
+def tell_moved(moved: Replanned) -> None:
+    """How many waiting mails now leave otherwise."""
+    for name, count in moved.by:
+        click.echo(f"Waiting mails that now leave by {name}: {count}.")
+    if moved.left:
+        click.echo(f"Waiting mails that are looked at in a moment: {moved.left}.")
+
+
+def the_connection(session: Session, site: Site, uid: str) -> Connection:
+    """A connection that the site may send by, or the end."""
+    found = service.find_connection(session, site, uid)
+    if found is None:
+        refuse(f"{site.slug} has no connection with the id {uid}", NO_USER)
+    return found
+
+
+def any_connection(session: Session, uid: str) -> Connection:
+    """A connection of any site, or a shared one; or the end."""
+    found = service.any_connection(session, uid)
+    if found is None:
+        refuse(f"there is no connection with the id {uid}", NO_USER)
+    return found
+
+
+def wake(installation: Installation) -> None:
+    """Tell the worker that mail may go now."""
+    with closing(Waker(installation.settings.instance)) as waker:
+        waker.wake()
 
 
 def store(
@@ -189,7 +301,7 @@ def store(
         limits = merged_limits(session, lane_key, wanted)
         waiting = replan.connection_saved(session, made, lane_key=lane_key, limits=limits, now=now)
         if primary:
-            waiting += replan.primary_changed(session, site, now)
+            waiting += replan.routing_changed(session, site, now).moved
     return made, waiting
 
 

@@ -278,14 +278,17 @@ class Setting(Base):
 
 
 def may_move() -> sa.ColumnElement[bool]:
-    """Waiting mail that follows its site to another connection: not what is unclear, which stays
-    where it went out; not a test, which is about one connection; not what asked for it, as long as
-    that connection is there."""
-    asked = sa.func.coalesce(Message.why["code"].as_string(), "") == ASKED
+    """Waiting mail that follows the rules of its site to another connection: not what nobody knows
+    to have arrived, which stays where it went out; not a test, nor what asked for a connection."""
+    unclear = sa.exists().where(
+        Recipient.message_id == Message.id,
+        Recipient.is_due,
+        Recipient.state == State.UNCERTAIN,
+    )
     return sa.and_(
         Message.state.in_((State.QUEUED, State.DEFERRED)),
-        Message.source != Source.TEST,
-        sa.or_(sa.not_(asked), Message.connection_id.is_(None)),
+        Message.routed_version.is_not(None),
+        sa.not_(unclear),
     )
 
 

@@ -4,17 +4,47 @@ The edges call these right after the service, in the same unit of work, and say 
 they touched.
 """
 
+import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 
 import sqlalchemy as sa
+from sqlalchemy.engine import Connection as DbConnection
 from sqlalchemy.orm import Session
 
 from webapp.connections.models import Connection
+from webapp.db import Database, utcnow
 from webapp.delivery.lanes import Limits
-from webapp.delivery.models import Lane, Message, Recipient, State, may_move
-from webapp.delivery.tally import add_tally
+from webapp.delivery.models import Lane, Message, Recipient, State, is_in, may_move
+from webapp.delivery.modes import apply_mode, redirect
+from webapp.delivery.orphans import adopt
+from webapp.delivery.planning import (
+    MOVING,
+    Ground,
+    decide,
+    ground_of,
+    is_stale,
+    names_of,
+    waiting,
+    write,
+)
+from webapp.routing.models import Rule
 from webapp.sites.models import Mode, Site
+
+AT_ONCE = 500
+"""Mails that a page plans anew while somebody waits for it."""
+AT_ONCE_READ = 50
+"""The same, where the mails themselves have to be read for it."""
+BATCH = 200
+"""Mails that the worker plans anew by one commit."""
+CATCH_UP_SECONDS = 0.3
+"""How long delivery waits for that, at most."""
+LATECOMERS = timedelta(minutes=1)
+"""Mail that was being accepted while the rules changed is there after this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +101,8 @@ def connection_saved(
             )
             .values(lane_id=lane.id)
         )
+    if before is None:
+        _rules_changed(session, connection, now)
     _due_now(session, lane.id, connection.id, now)
     return waiting_on(session, connection.id, lane.id)
 
@@ -82,6 +114,7 @@ def connection_unlinked(session: Session, connection: Connection) -> int:
     session.flush()
     if before is None:
         return 0
+    _rules_changed(session, connection, utcnow())
     touched = session.execute(
         sa.update(Message)
         .where(
@@ -93,6 +126,12 @@ def connection_unlinked(session: Session, connection: Connection) -> int:
         .execution_options(synchronize_session=False)
     )
     return int(touched.rowcount)  # type: ignore[attr-defined]
+
+
+def _rules_changed(session: Session, connection: Connection, now: datetime) -> None:
+    """Rules that name it begin to count, or cease to; the worker plans waiting mail anew."""
+    named = sa.select(Rule.site_id).where(Rule.connection_id == connection.id)
+    _raise_version(session, Site.id.in_(named), now)
 
 
 def unblock(lane: Lane) -> None:
@@ -134,38 +173,235 @@ def waiting_on(session: Session, connection_id: int, lane_id: int) -> int:
     )
 
 
-def primary_changed(session: Session, site: Site, now: datetime) -> int:
-    """Give the site's waiting mail its (new) primary connection; returns how many it touched.
+# ---- rules, primary connection, backups ----
 
-    Mail that is unclear stays with the connection it went out by.
+
+def routing_changed(session: Session, site: Site, now: datetime) -> Replanned:
+    """After rules, the primary connection or backups were saved: plan waiting mail anew.
+
+    Some of it at once, the rest by the worker in a moment. What asked for a connection, tests, and
+    mail that is unclear stay where they are; controls count for new mail only.
     """
-    connection = (
-        session.get(Connection, site.primary_connection_id)
-        if site.primary_connection_id is not None
-        else None
+    session.flush()
+    _raise_version(session, Site.id == site.id, now)
+    session.refresh(site, ["routing_version", "routing_changed_at"])
+    connection = session.connection()
+    ground = ground_of(connection, site.id)
+    if ground is None:
+        return Replanned()
+    moved: Counter[int | None] = Counter()
+    room = AT_ONCE_READ if ground.site.rules.routes else AT_ONCE
+    for state in MOVING:
+        where = is_stale(site.id, site.routing_version), Message.state == state
+        mails = waiting(connection, *where, most=room, lock=True)
+        moves = decide(connection, ground, mails)
+        moved += write(connection, moves, site.routing_version, now)
+        room -= len(mails)
+    return _told(connection, moved, left=_stale_count(connection, ground))
+
+
+def _raise_version(session: Session, which: sa.ColumnElement[bool], now: datetime) -> None:
+    session.execute(
+        sa.update(Site)
+        .where(which)
+        .values(routing_version=Site.routing_version + 1, routing_changed_at=now)
+        .execution_options(synchronize_session="fetch")
     )
-    lane_id = connection.lane_id if connection else None
-    why = {"code": "primary"} if lane_id else {"code": "no-connection"}
-    touched = session.execute(
-        sa.update(Message)
-        .where(
-            Message.site_id == site.id,
-            may_move(),
-            Message.due_at.is_not(None),
-            sa.or_(
-                Message.connection_id.is_distinct_from(connection.id if connection else None),
-                Message.lane_id.is_distinct_from(lane_id),
-            ),
+
+
+def _stale_count(connection: DbConnection, ground: Ground) -> int:
+    stale = is_stale(ground.site.site_id, ground.site.version)
+    return connection.scalar(sa.select(sa.func.count()).select_from(Message).where(stale)) or 0
+
+
+def _told(connection: DbConnection, moved: Counter[int | None], left: int) -> Replanned:
+    names = names_of(connection, moved)
+    by: Counter[str] = Counter()
+    for key, count in moved.items():
+        if count and key in names:
+            by[names[key]] += count
+    return Replanned(moved=moved.total(), left=left, by=tuple(by.most_common()))
+
+
+def connection_deleted(session: Session, connection: Connection, now: datetime) -> Replanned:
+    """After a connection was marked as deleted: its waiting mail finds another way.
+
+    Mail that asked for it goes as the rules say; a test of it fails.
+    """
+    session.flush()
+    db = session.connection()
+    _raise_version(session, Site.id.in_(_sites_with(connection.id)), now)
+    its = (Message.connection_id == connection.id, Message.due_at.is_not(None))
+    by_site: dict[int, list[int]] = {}
+    first = sa.select(Message.id, Message.site_id).where(*its).order_by(Message.id).limit(AT_ONCE)
+    for row in db.execute(first):
+        by_site.setdefault(row.site_id, []).append(row.id)
+    moved: Counter[int | None] = Counter()
+    for site_id, ids in sorted(by_site.items()):
+        moved += adopt(db, site_id, ids, now)
+    left = db.scalar(sa.select(sa.func.count()).select_from(Message).where(*its)) or 0
+    return _told(db, moved, left)
+
+
+def _sites_with(connection_id: int) -> sa.Select[tuple[int]]:
+    """Sites whose mail may be planned by this connection."""
+    planned = sa.or_(Message.connection_id == connection_id, Message.planned_id == connection_id)
+    going = sa.or_(Message.due_at.is_not(None), is_in(State.SENDING))
+    return (
+        sa.union(
+            sa.select(Rule.site_id).where(Rule.connection_id == connection_id),
+            sa.select(Message.site_id).where(planned, going),
         )
+        .subquery()
+        .select()
+    )
+
+
+# ---- what the worker does later ----
+
+
+def catch_up(db: Database, *, seconds: float = CATCH_UP_SECONDS) -> bool:
+    """Plan anew what older rules have planned, for a moment; whether something is left to do."""
+    until = time.monotonic() + seconds
+    with db.reader.connect() as connection:
+        changed = connection.execute(
+            sa.select(Site.id, Site.routing_changed_at)
+            .where(Site.routing_changed_at.is_not(None))
+            .order_by(Site.routing_changed_at)
+        ).all()
+    for row in changed:
+        if not _catch_up_with(db, row.id, until):
+            return True
+        _settle(db, row.id, row.routing_changed_at)
+    return False
+
+
+def _catch_up_with(db: Database, site_id: int, until: float) -> bool:
+    """Whether a whole round over the waiting mail of a site was made in time."""
+    for state in MOVING:
+        after = 0
+        while True:
+            # Reading mails takes longer than writing down where they go, and needs no lock.
+            with db.reader.connect() as connection:
+                ground = ground_of(connection, site_id)
+                if ground is None:
+                    return True
+                where = is_stale(site_id, ground.site.version), Message.state == state
+                mails = waiting(connection, *where, Message.id > after, most=BATCH)
+                moves = decide(connection, ground, mails)
+            if not mails:
+                break
+            with db.write_connection() as connection:
+                write(connection, moves, ground.site.version, db.now())
+            after = mails[-1].id
+            if time.monotonic() > until:
+                return False
+    return True
+
+
+def _settle(db: Database, site_id: int, changed_at: datetime) -> None:
+    """Forget the change, once nothing can still come that was planned before it."""
+    now = db.now()
+    if now - changed_at < LATECOMERS:
+        return
+    old = Message.routed_version < Site.routing_version
+    waits = sa.and_(Message.due_at.is_not(None), may_move())
+    left = sa.select(Message.id).where(
+        Message.site_id == Site.id, old, sa.or_(waits, is_in(State.SENDING))
+    )
+    with db.write_connection() as connection:
+        connection.execute(
+            sa.update(Site)
+            .where(
+                Site.id == site_id, Site.routing_changed_at == changed_at, sa.not_(sa.exists(left))
+            )
+            .values(routing_changed_at=None)
+        )
+
+
+# ---- modes ----
+
+
+def mode_changed(session: Session, site: Site, now: datetime) -> int:
+    """Let a saved mode, or another address to redirect to, count for mail that waits; returns how
+    many mails it touched. Nothing is released by this."""
+    session.flush()
+    return apply_mode(session.connection(), site.id, now)
+
+
+# ---- held mail ----
+
+
+def release(connection: DbConnection, ids: Sequence[int], now: datetime) -> list[int]:
+    """Let held mail leave, planned as if it came now; returns which of these it was.
+
+    Mail of a site that sends nothing stays held. Give few at a time, some hundreds at most.
+    """
+    known = connection.execute(
+        sa.select(Message.id, Message.site_id, Site.retry_hours, Site.mode, Site.redirect_to)
+        .join(Site, Site.id == Message.site_id)
+        .where(Message.id.in_(ids), Message.state == State.HELD)
+        .order_by(Message.site_id, Message.id)
+    ).all()
+    released: list[int] = []
+    for site_id, rows in groupby(known, key=attrgetter("site_id")):
+        theirs = list(rows)
+        site = theirs[0]
+        nowhere = site.mode == Mode.REDIRECT_TO and not site.redirect_to
+        if site.mode == Mode.DO_NOT_SEND or nowhere:
+            continue
+        lasts = timedelta(hours=site.retry_hours)
+        released += _release(connection, site_id, [row.id for row in theirs], lasts, now)
+        if site.mode == Mode.REDIRECT_TO:
+            redirect(connection, site_id, site.redirect_to, now)
+    return released
+
+
+def _release(
+    connection: DbConnection, site_id: int, ids: Sequence[int], lasts: timedelta, now: datetime
+) -> list[int]:
+    ground = ground_of(connection, site_id)
+    if ground is None:
+        return []
+    held = (Message.id.in_(ids), Message.state == State.HELD)
+    mails = waiting(connection, *held, most=len(ids), lock=True)
+    released = []
+    for move in decide(connection, ground, mails, keep_asked=True):
+        why = {**move.place.why, "held": dict(move.mail.why), "released": now.isoformat()}
+        done = connection.execute(
+            sa.update(Message)
+            .where(Message.id == move.mail.id, Message.state == State.HELD)
+            .values(
+                {
+                    **vars(move.place),
+                    "why": why,
+                    "state": sa.case(
+                        (Message.attempts > 0, sa.literal(State.DEFERRED.value)),
+                        else_=sa.literal(State.QUEUED.value),
+                    ),
+                    "due_at": now,
+                    "failures": 0,
+                    "expires_at": now + lasts,
+                    "routed_version": move.version,
+                }
+            )
+        )
+        if done.rowcount:
+            released.append(move.mail.id)
+    connection.execute(
+        sa.update(Recipient)
+        .where(Recipient.message_id.in_(released), Recipient.state == State.HELD)
         .values(
-            connection_id=connection.id if connection and lane_id else None,
-            lane_id=lane_id,
-            why=why,
-            due_at=sa.case((Message.due_at > now, now), else_=Message.due_at),
+            state=sa.case(
+                (Recipient.attempt.is_not(None), sa.literal(State.DEFERRED.value)),
+                else_=sa.literal(State.QUEUED.value),
+            )
         )
-        .execution_options(synchronize_session=False)
     )
-    return int(touched.rowcount)  # type: ignore[attr-defined]
+    return released
+
+
+# ---- counts ----
 
 
 def site_waiting(session: Session, site_id: int) -> int:
@@ -178,33 +414,3 @@ def site_waiting(session: Session, site_id: int) -> int:
         for state in states
     ]
     return int(session.scalar(sa.select(sum(counts[1:], counts[0]))) or 0)
-
-
-def mode_changed(session: Session, site: Site, now: datetime) -> int:
-    """After a switch to do-not-send, block what still waits; returns how many mails that were.
-
-    What is being sent at this moment is out of our hands, and ends as it ends.
-    """
-
-    if site.mode != Mode.DO_NOT_SEND:
-        return 0
-    rows = session.scalars(
-        sa.update(Message)
-        .where(Message.site_id == site.id, Message.due_at.is_not(None))
-        .values(state=State.BLOCKED, due_at=None, finished_at=now, why={"code": "do-not-send"})
-        .returning(Message.id)
-        .execution_options(synchronize_session=False)
-    ).all()
-    for start in range(0, len(rows), 500):
-        session.execute(
-            sa.update(Recipient)
-            .where(
-                Recipient.message_id.in_(rows[start : start + 500]),
-                Recipient.is_due.is_(sa.true()),
-            )
-            .values(state=State.BLOCKED, is_due=False)
-            .execution_options(synchronize_session=False)
-        )
-    if rows:
-        add_tally(session.connection(), {(site.id, None, State.BLOCKED.value): len(rows)}, now)
-    return len(rows)

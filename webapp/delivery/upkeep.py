@@ -7,7 +7,6 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.orm import aliased
 
 from webapp.connections.models import Connection as MailConnection
 from webapp.db import Database
@@ -21,19 +20,15 @@ from webapp.delivery.models import (
     Setting,
     State,
     is_in,
-    may_move,
 )
 from webapp.delivery.queue import LAST_TRIED
 from webapp.delivery.tally import add_tally
 from webapp.mailers import registry
 from webapp.microsoft.models import Grant
 from webapp.microsoft.sent_items import may_look
-from webapp.sites.models import Mode, Site
+from webapp.sites.models import Site
 
 OWNERSHIP = "delivery_token"
-
-_PRIMARY = aliased(MailConnection)
-_MAY_MOVE = may_move()
 
 _LANE_BY_NOW = (
     sa.select(MailConnection.lane_id)
@@ -166,37 +161,20 @@ def reconcile(connection: Connection, in_flight: Iterable[int], now: datetime) -
 
 
 _MISPLACED = (
-    sa.select(
-        Message.id,
-        sa.case(
-            (_MAY_MOVE, sa.func.coalesce(_PRIMARY.id, Message.connection_id)),
-            else_=Message.connection_id,
-        ).label("connection_id"),
-    )
-    .join(Site, Site.id == Message.site_id)
-    .outerjoin(_PRIMARY, _PRIMARY.id == Site.primary_connection_id)
-    .outerjoin(MailConnection, MailConnection.id == Message.connection_id)
+    sa.select(Message.id, Message.connection_id)
+    .join(MailConnection, MailConnection.id == Message.connection_id)
     .where(
         Message.due_at.is_not(None),
-        sa.or_(
-            sa.and_(
-                MailConnection.id.is_not(None),
-                Message.lane_id.is_distinct_from(MailConnection.lane_id),
-            ),
-            sa.and_(
-                _MAY_MOVE,
-                _PRIMARY.lane_id.is_not(None),
-                Message.connection_id.is_distinct_from(_PRIMARY.id),
-            ),
-        ),
+        MailConnection.deleted_at.is_(None),
+        Message.lane_id.is_distinct_from(MailConnection.lane_id),
     )
     .limit(sa.bindparam("most"))
 )
 
 
 def find_misplaced(connection: Connection, most: int = 500) -> list[tuple[int, int]]:
-    """Waiting mail that stands on another lane than its connection, or waits for a connection that
-    its site no longer sends by; with the connection it belongs to. Only reads.
+    """Waiting mail that stands on another lane than its connection; with that connection. Only
+    reads.
 
     A page that saves a connection moves the mail it sees. What was being accepted or sent at that
     moment misses it, and would wait where nobody comes by.
@@ -217,24 +195,12 @@ def put_in_place(connection: Connection, found: Iterable[tuple[int, int]]) -> in
         )
         moved = connection.execute(
             sa.update(Message)
-            .where(Message.id.in_(ids), Message.due_at.is_not(None))
-            .values(
-                connection_id=connection_id,
-                lane_id=lane_id,
-                why=sa.case(
-                    (Message.connection_id == connection_id, Message.why),
-                    else_=sa.literal({"code": "primary"}, Message.why.type),
-                ),
+            .where(
+                Message.id.in_(ids),
+                Message.due_at.is_not(None),
+                Message.connection_id == connection_id,
             )
+            .values(lane_id=lane_id)
         )
         touched += moved.rowcount
     return touched
-
-
-def sites_to_silence(connection: Connection) -> list[int]:
-    """Sites that must not send and have mail waiting all the same."""
-    waiting = sa.select(Message.id).where(Message.site_id == Site.id, Message.due_at.is_not(None))
-    found = connection.execute(
-        sa.select(Site.id).where(Site.mode == Mode.DO_NOT_SEND, sa.exists(waiting))
-    )
-    return list(found.scalars())

@@ -15,31 +15,35 @@ import structlog
 
 from webapp.accounts import service as accounts
 from webapp.api.service import drop_old_keys
-from webapp.delivery import beats, replan
+from webapp.delivery import beats
 from webapp.delivery.decide import Finished, Result
 from webapp.delivery.drain import Drain
+from webapp.delivery.modes import apply_mode, sites_to_stop
+from webapp.delivery.orphans import adopt, find_orphans
 from webapp.delivery.ownership import Ownership, ownership
 from webapp.delivery.queue import LaneLost
+from webapp.delivery.replan import catch_up
 from webapp.delivery.sender import Job, Sender
 from webapp.delivery.tally import fold_tally
 from webapp.delivery.upkeep import (
     current_token,
     find_misplaced,
     put_in_place,
-    sites_to_silence,
     take_over,
 )
 from webapp.delivery.wake import Listener
 from webapp.installation import Installation, load_keys
+from webapp.maillog.retention import Retention
 from webapp.mailers.base import Surroundings
 from webapp.mailers.errors import UncertainError
-from webapp.sites.models import Site
 
 log = structlog.get_logger(__name__)
 
 POLL_SECONDS = 1.0
 BEAT_SECONDS = 10.0
 CHORES_SECONDS = 10.0
+CATCH_UP_SECONDS = 3.0
+"""How long mail may stand where older rules had put it, until somebody looks."""
 SWEEP_SECONDS = 3600.0
 STOP_SECONDS = 30.0
 """How long a stop waits for what is on the network."""
@@ -65,6 +69,7 @@ class Worker:
         self._beat_at = 0.0
         self._check_at = 0.0
         self._chores_at = 0.0
+        self._catch_up_at = 0.0
         self._sweep_at = 0.0
 
     def stop(self) -> None:
@@ -120,11 +125,14 @@ class Worker:
             threads=settings.delivery_threads,
             start=start,
         )
+        retention = Retention(db)
+        retention.start()
         try:
             self._loop(drain, sender, owner, token)
         except LaneLost:
             log.warning("another worker has taken over")
         finally:
+            retention.stop()
             listener.close()
             pool.shutdown(wait=False, cancel_futures=True)
             sender.conversations.close_idle(older_than=0)
@@ -230,6 +238,9 @@ class Worker:
             if time.monotonic() >= self._chores_at:
                 self._chores_at = time.monotonic() + CHORES_SECONDS
                 self._chores(sender)
+            if time.monotonic() >= self._catch_up_at:
+                is_behind = catch_up(self.installation.db)
+                self._catch_up_at = time.monotonic() + (0.0 if is_behind else CATCH_UP_SECONDS)
         except sa.exc.SQLAlchemyError as error:
             log.warning("the chores have to wait", error=type(error).__name__)
 
@@ -275,16 +286,18 @@ class Worker:
         db = self.installation.db
         with db.reader.connect() as connection:
             misplaced = find_misplaced(connection)
-            silent = sites_to_silence(connection)
+            stopped = sites_to_stop(connection)
+            orphans = find_orphans(connection)
         if misplaced:
             with db.write_connection() as connection:
                 count = put_in_place(connection, misplaced)
             log.info("mail was put in place", count=count)
-        for site_id in silent:
-            with db.write() as session:
-                site = session.get(Site, site_id)
-                if site is not None:
-                    replan.mode_changed(session, site, db.now())
+        for site_id in stopped:
+            with db.write_connection() as connection:
+                apply_mode(connection, site_id, db.now())
+        for site_id, ids in orphans.items():
+            with db.write_connection() as connection:
+                adopt(connection, site_id, ids, db.now())
 
 
 def listen(listener: Listener, events: Events) -> None:

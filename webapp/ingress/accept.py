@@ -32,7 +32,7 @@ from webapp.mime.outgoing import too_many_hops
 from webapp.mime.tokens import tokens, tsvector_literal
 from webapp.routing.book import Rulebook
 from webapp.routing.conditions import MailFacts, facts_for_rules
-from webapp.routing.service import Chosen, Plan, SiteRoute, plan
+from webapp.routing.service import Chosen, Plan, SiteRoute, plan, redirected
 from webapp.sites.models import Credential
 
 log = structlog.get_logger(__name__)
@@ -41,8 +41,6 @@ SEARCH_WORDS = 400
 SHOWN_RECIPIENTS = 3
 MAX_GROUP = 200
 NO_TIME = timedelta()
-MAX_REDIRECTED = 50
-"""Addresses kept of those that a redirected mail was meant for."""
 AHEAD = timedelta(days=30)
 """Due before anything that may still be waiting: somebody looks at the page."""
 
@@ -370,11 +368,6 @@ def _state(decision: Plan) -> State:
 
 def _delivered_to(submission: Submission, decision: Plan) -> Sequence[str]:
     return (decision.redirect_to,) if decision.redirect_to else submission.recipients
-
-
-def redirected(original: Sequence[str]) -> dict[str, Any]:
-    """What is kept, with how a mail came in, of whom it was meant for."""
-    return {"redirected_from": list(original[:MAX_REDIRECTED]), "redirected": len(original)}
 
 
 def search_words(

@@ -838,10 +838,11 @@ def _fill_from(
 
 
 def _on_its_lane(session: Session, connection: Connection, mailbox: Mailbox, now: datetime) -> int:
+    had_lane = connection.lane_id is not None
     touched = replan.connection_saved(
         session, connection, lane_key=lane_key(mailbox), limits=None, now=now, unblocks=False
     )
-    return touched + _moved_by_primary(session, connection, now)
+    return touched if had_lane else touched + _moved_by_primary(session, connection, now)
 
 
 def _off_its_lane(session: Session, connection: Connection, now: datetime) -> int:
@@ -851,7 +852,7 @@ def _off_its_lane(session: Session, connection: Connection, now: datetime) -> in
 
 def _moved_by_primary(session: Session, connection: Connection, now: datetime) -> int:
     sites = sites_sending_by(session, connection)
-    return sum(replan.primary_changed(session, site, now) for site in sites)
+    return sum(replan.routing_changed(session, site, now).moved for site in sites)
 
 
 def _drop_links(session: Session, app: OAuthApp, now: datetime) -> None:

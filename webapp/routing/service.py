@@ -17,6 +17,9 @@ from webapp.routing.conditions import Groups, MailFacts, Property, meets, read_g
 from webapp.routing.models import Action, Rule, RuleKind
 from webapp.sites.models import Mode, Site
 
+MAX_REDIRECTED = 50
+"""Addresses kept of those that a redirected mail was meant for."""
+
 
 class Why(StrEnum):
     """The code in `Message.why`."""
@@ -204,6 +207,11 @@ def _controlled(
 def _holds(site: SiteRoute) -> bool:
     """Mail that is to be redirected to nobody is held: it must not reach its recipients."""
     return site.mode == Mode.HOLD or (site.mode == Mode.REDIRECT_TO and not site.redirect_to)
+
+
+def redirected(original: Sequence[str]) -> dict[str, Any]:
+    """What is kept, with how a mail came in, of whom it was meant for."""
+    return {"redirected_from": list(original[:MAX_REDIRECTED]), "redirected": len(original)}
 
 
 # ---- what is stored ----
