@@ -10,14 +10,16 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.routing.rules import change_site
 from tests.world import World, a_world
-from webapp.delivery import actions
+from webapp.delivery import actions, modes
 from webapp.delivery.actions import NotPossible, Refusal
 from webapp.delivery.decide import Result
 from webapp.delivery.models import Content, Message, Recipient, Source, State
 from webapp.ingress.accept import prepare, store
 from webapp.mailers.errors import Cause, PermanentError, TransientError, UncertainError
 from webapp.mime.facts import facts_of
+from webapp.sites.models import Mode
 
 Action = Callable[..., None]
 
@@ -121,6 +123,43 @@ def test_a_mail_that_was_put_off_is_tried_now(world: World, lane: int) -> None:
 def test_a_mail_whose_turn_will_come_is_left_alone(world: World, lane: int) -> None:
     queue_id = world.accept(site_of(world))
     assert act(world, actions.retry, queue_id) is Refusal.NOT_PUT_OFF
+
+
+def test_a_held_mail_is_released_once(world: World, lane: int) -> None:
+    queue_id = world.accept(site_of(world))
+    assert act(world, actions.release, queue_id) is Refusal.NOT_HELD
+    change_site(world, site_of(world), mode=Mode.HOLD)
+    held = [world.accept(site_of(world)) for _ in range(3)]
+    assert act(world, actions.release, held[0]) is None
+    assert act(world, actions.release, held[0]) is Refusal.NOT_HELD
+    keys = [world.message(each).id for each in held]
+    with world.db.write_connection() as connection:
+        assert actions.on_each(connection, actions.release, keys, world.now) == 2
+    assert len(world.claim(lane, 9)) == 4
+    change_site(world, site_of(world), mode=Mode.DO_NOT_SEND)
+    set_held = world.message(held[0]).id
+    with world.db.write_connection() as connection:
+        connection.execute(
+            sa.update(Message).where(Message.id == set_held).values(state=State.HELD)
+        )
+    assert act(world, actions.release, held[0]) is Refusal.SILENT
+
+
+def test_a_mail_tried_again_is_neither_held_nor_sent_to_whom_it_was_meant_for(
+    world: World, lane: int
+) -> None:
+    first = world.accept(site_of(world))
+    give_up(world, lane, first)
+    second = world.accept(site_of(world))
+    give_up(world, lane, second)
+    change_site(world, site_of(world), mode=Mode.HOLD)
+    assert act(world, actions.retry, first) is None
+    with world.db.read() as session:
+        assert modes.sites_to_stop(session.connection()) == []
+    change_site(world, site_of(world), mode=Mode.REDIRECT_TO, redirect_to="me@x.example")
+    assert act(world, actions.retry, second) is None
+    assert list(world.recipients(second)) == ["me@x.example"]
+    assert world.gaps() == 0
 
 
 def give_up(world: World, lane: int, queue_id: str, result: Result = PUT_OFF) -> None:

@@ -566,6 +566,7 @@ _REFUSALS: Mapping[Refusal, str] = {
     Refusal.NOT_PUT_OFF: "It is waiting, and leaves by itself.",
     Refusal.NO_CONTENT: "The mail itself is no longer kept.",
     Refusal.SILENT: "The site is set to send nothing.",
+    Refusal.NOT_HELD: "It is not held.",
 }
 
 

@@ -1,10 +1,10 @@
-"""What a person or a program may do to one mail: cancel it, try it now, send it once more.
+"""What may be done to one mail: cancel it, try it now, release it, send it once more.
 
 Each runs in the caller's transaction and says by its statement which state it expects: whatever
 the delivery worker claims at the same moment, one of the two comes too late, and does nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -14,6 +14,7 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session
 
 from webapp.connections.models import Connection as MailConnection
+from webapp.delivery import replan
 from webapp.delivery.content import stored_mail
 from webapp.delivery.decide import LOOKS
 from webapp.delivery.models import (
@@ -24,6 +25,7 @@ from webapp.delivery.models import (
     Source,
     State,
 )
+from webapp.delivery.modes import apply_mode
 from webapp.delivery.tally import add_tally
 from webapp.ingress.accept import Once, Submission
 from webapp.mime.headers import parse, serialise
@@ -42,6 +44,7 @@ class Refusal(StrEnum):
     """The mail itself is no longer kept."""
     SILENT = "silent"
     """Its site is set to send nothing."""
+    NOT_HELD = "not-held"
 
 
 class NotPossible(Exception):
@@ -92,7 +95,7 @@ def _why_not(connection: Connection, message_id: int) -> Refusal:
     return Refusal.NOT_PUT_OFF if row.due_at is not None else Refusal.OVER
 
 
-# ---- try now ----
+# ---- try now, let go ----
 
 
 def retry(connection: Connection, message_id: int, now: datetime) -> None:
@@ -112,6 +115,33 @@ def retry(connection: Connection, message_id: int, now: datetime) -> None:
     )
     if not hurried.rowcount:
         _reopen(connection, message_id, now)
+
+
+def release(connection: Connection, message_id: int, now: datetime) -> None:
+    """Let a held mail leave, planned as if it came now; raises NotPossible."""
+    if replan.release(connection, [message_id], now):
+        return
+    query = sa.select(Message.state).where(Message.id == message_id)
+    held = connection.scalar(query) == State.HELD
+    raise NotPossible(Refusal.SILENT if held else Refusal.NOT_HELD)
+
+
+Action = Callable[[Connection, int, datetime], None]
+
+
+def on_each(connection: Connection, action: Action, ids: Sequence[int], now: datetime) -> int:
+    """Cancel, retry or release several mails; returns with how many it was possible.
+
+    A transaction holds up everybody else: give a hundred at a time, and commit after each.
+    """
+    done = 0
+    for message_id in ids:
+        try:
+            action(connection, message_id, now)
+        except NotPossible:
+            continue
+        done += 1
+    return done
 
 
 def _reopen(connection: Connection, message_id: int, now: datetime) -> None:
@@ -135,6 +165,8 @@ def _reopen(connection: Connection, message_id: int, now: datetime) -> None:
             looks=LOOKS,  # a person has decided: nobody is asked any more
             lane_id=row.lane_by_now,
             expires_at=now + timedelta(hours=row.retry_hours),
+            # Whoever wants it to go out now wants it in mode hold, too.
+            why={**row.why, "released": now.isoformat()},
         )
     )
     if not reopened.rowcount:  # somebody else was quicker
@@ -150,6 +182,8 @@ def _reopen(connection: Connection, message_id: int, now: datetime) -> None:
             ),
         )
     )
+    if row.mode == Mode.REDIRECT_TO:  # before it can leave for whom it was meant for
+        apply_mode(connection, row.site_id, now)
     # It is not over after all: where it was counted as over, it no longer is.
     key = (row.site_id, row.connection_id, str(row.state))
     add_tally(connection, {key: -1}, row.finished_at or now)
@@ -163,6 +197,7 @@ _OVER = (
         Message.state,
         Message.attempts,
         Message.finished_at,
+        Message.why,
         Site.retry_hours,
         Site.mode,
         MailConnection.lane_id.label("lane_by_now"),
