@@ -313,7 +313,7 @@ def test_a_link_that_a_site_and_the_alerts_share_is_one_incident(
     desk: Desk, hook: Hook, kind: str, told: Kind
 ) -> None:
     grant = desk.linked(desk.site())
-    by_mailbox(desk, grant)
+    alerts = by_mailbox(desk, grant)
     desk.target(MARA, channel=Channel.EMAIL)
     desk.target(hook.url)
     refused_by_microsoft(desk, grant, kind)
@@ -327,6 +327,9 @@ def test_a_link_that_a_site_and_the_alerts_share_is_one_incident(
         (Told.DROPPED, channel.IS_BROKEN),
         (Told.SENT, "204"),
     ]
+    desk.change(Connection, alerts.id, health=Health.FAILING)  # for a reason of its own
+    desk.watch.round()
+    assert set(desk.open()) == {told, Kind.ALERTS}
 
 
 def test_a_registration_that_the_alerts_alone_use_is_one_incident(desk: Desk) -> None:

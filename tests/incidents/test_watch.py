@@ -430,7 +430,8 @@ def test_a_silent_site_is_an_incident_where_it_wishes_that(desk: Desk) -> None:
     desk.change(Site, site.id, silent_hours=26)
     a_failure(desk, site, connection, state=State.SENT)
     desk.later(hours=25)
-    a_failure(desk, site, connection, state=State.SENT, source=Source.TEST)
+    for source in (Source.TEST, Source.RESEND):
+        a_failure(desk, site, connection, state=State.SENT, source=source)
     desk.watch.round()
     assert desk.incidents() == []
     desk.later(hours=2)
@@ -441,7 +442,20 @@ def test_a_silent_site_is_an_incident_where_it_wishes_that(desk: Desk) -> None:
     assert desk.open() == []
 
 
+def test_a_site_that_never_handed_in_mail_is_silent_since_it_was_made(desk: Desk) -> None:
+    desk.site(silent_hours=26, created_at=desk.now - timedelta(hours=25))
+    desk.watch.round()
+    assert desk.incidents() == []
+    desk.later(hours=2)
+    desk.watch.round()
+    assert desk.open() == [Kind.SILENT]
+
+
 def test_a_full_disk_is_an_incident(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    reserve = desk.installation.settings.disk_reserve_bytes
+    monkeypatch.setattr(signs, "free_bytes", lambda folder: reserve)
+    desk.watch.round()
+    assert desk.incidents() == []
     monkeypatch.setattr(signs, "free_bytes", lambda folder: 1024)
     desk.watch.round()
     assert desk.open() == [Kind.DISK]
@@ -468,6 +482,13 @@ def test_a_secret_is_told_of_at_60_30_7_and_1_days_and_once_renewed(desk: Desk, 
     desk.round()
     assert desk.open() == []
     assert [call.facts["occasion"] for call in hook.calls] == ["opened"] * 4 + ["closed"]
+
+
+def test_a_secret_that_was_removed_expires_no_more(desk: Desk) -> None:
+    with desk.db.write() as session:
+        an_app(session, desk.installation.keyring, secret="", secret_expires_on=desk.now.date())
+    desk.watch.round()
+    assert desk.incidents() == []
 
 
 def test_a_link_that_could_not_be_renewed_for_long_is_an_incident(desk: Desk) -> None:
