@@ -120,6 +120,7 @@ LAYERS = (
     "*.commands",
     "web",
     "show",
+    "maillog.choices",
     "maillog.story",
     "problems",
     "protect",

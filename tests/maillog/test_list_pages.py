@@ -257,7 +257,7 @@ def test_a_mail_that_is_kept_by_choice_says_so(client: Browser, installation: In
     with installation.db.write() as session:
         a_message(session, site, subject="Kept", state=State.BLOCKED, why={"code": "do-not-send"})
         session.merge(site).mode = Mode.DO_NOT_SEND
-    assert "Kept, but not sent" in row_of(client.get("/sites/galerie-nord/log"), "Kept")
+    assert "Kept in the log, but not sent" in row_of(client.get("/sites/galerie-nord/log"), "Kept")
 
 
 # ---- search ----

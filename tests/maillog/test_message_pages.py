@@ -22,6 +22,7 @@ HTML = (
     "<form action='https://evil.example/'><input name=q></form>"
     "<img src='cid:logo@x'>"
 )
+CONTROL = {"code": "control", "action": "hold", "name": "No <b>spam"}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -169,7 +170,17 @@ def test_an_attempt_is_told_by_its_outcome(
     ("values", "title", "text"),
     [
         ({"state": State.QUEUED}, "Next", "Waits until the site has a connection."),
-        ({"state": State.BLOCKED}, "Not sent", "the site’s mode is Do not send"),
+        ({"state": State.BLOCKED}, "Not sent", "Kept in the log, but not sent."),
+        (
+            {"state": State.BLOCKED, "why": {"code": "do-not-send"}},
+            "Not sent",
+            "the site’s mode is Do not send",
+        ),
+        (
+            {"state": State.BLOCKED, "why": CONTROL | {"action": "block"}},
+            "Not sent",
+            "By the control “No <b>spam”.",
+        ),
         ({"state": State.CANCELLED}, "Cancelled", ""),
         ({"state": State.UNCERTAIN}, "Left as it is", "it is not sent again"),
     ],
@@ -179,6 +190,36 @@ def test_the_story_ends_with_what_comes_next(
 ) -> None:
     page = world.open(world.add(**values))
     assert titles(page)[-1] == title
+    assert text in story(page)
+
+
+@pytest.mark.parametrize(
+    ("values", "title", "text"),
+    [
+        ({"why": {"code": "rule", "name": "Orders"}}, "Routed to Relay", "By the rule “Orders”."),
+        ({"why": {"code": "rule", "name": ""}}, "Routed to Relay", "By a rule of this site."),
+        ({"why": {"code": "asked"}}, "Routed to Relay", "asked for this connection"),
+        ({"why": CONTROL, "state": State.HELD}, "Held", "By the control “No <b>spam”."),
+        ({"why": {"code": "mode-hold"}, "state": State.HELD}, "Held", "mode was Hold"),
+        (
+            {"why": {"code": "primary", "held": CONTROL, "released": "2026-11-23T15:00:00+00:00"}},
+            "Released",
+            "By the control “No <b>spam”.",
+        ),
+        (
+            {"received": {"redirected_from": ["a@x.example", "b@x.example"], "redirected": 9}},
+            "Redirected: the site’s mode is Redirect to",
+            "It was meant for: a@x.example, b@x.example and 7 more",
+        ),
+    ],
+)
+def test_the_story_says_what_was_decided_when_it_came_in(
+    world: World, values: dict[str, Any], title: str, text: str
+) -> None:
+    with world.installation.db.write() as session:
+        relay = a_connection(session, world.site, nickname="Relay")
+    page = world.open(world.add([{}], **({"state": State.SENT, "connection": relay} | values)))
+    assert title in titles(page)
     assert text in story(page)
 
 

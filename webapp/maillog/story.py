@@ -14,9 +14,10 @@ from webapp import show, web
 from webapp.accounts.rights import Right
 from webapp.delivery.decide import FOUND, LOOKS, NOT_FOUND, SETTLED
 from webapp.delivery.lanes import UNREACHABLE, Limits
-from webapp.delivery.models import ASKED, Outcome, Source, State
+from webapp.delivery.models import Outcome, Source, State
 from webapp.fields import N_
 from webapp.mailers.errors import Cause
+from webapp.maillog.choices import Step, _, moment, ngettext, not_sent_because, routed
 from webapp.maillog.service import (
     AttemptRow,
     LogRow,
@@ -29,16 +30,6 @@ from webapp.maillog.service import (
 from webapp.mime.sender import FromReason
 from webapp.sites.models import AfterUnclear
 from webapp.words import Status, Tone, status_of
-
-
-def _(sentence: str, **values: object) -> str:
-    return str(flask_babel.gettext(sentence, **values))
-
-
-def ngettext(one: str, many: str, number: int, **values: object) -> str:
-    """Flask-Babel's, with a type."""
-    return str(flask_babel.ngettext(one, many, number, **values))
-
 
 PARTLY = Status(icon="failed", tone=Tone.BAD, word=N_("Partly sent"))
 
@@ -71,23 +62,6 @@ class Line:
     note: str
     words: str
     """The remote's own."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One thing that happened to a mail, or that comes next."""
-
-    icon: str
-    title: str
-    tone: str = ""
-    at: datetime | None = None
-    aside: str = ""
-    words: str = ""
-    text: str = ""
-    answer: str = ""
-    """What we ourselves answered."""
-    log: str = ""
-    """What was said, line by line, for those who may read it."""
 
 
 # --- the list ----------------------------------------------------------------------------------
@@ -146,7 +120,9 @@ def note(row: LogRow) -> str:
 
 def _note_of_state(row: LogRow) -> str:
     if row.state is State.BLOCKED:
-        return _("Kept, but not sent: the site’s mode is Do not send.")
+        return _("Kept in the log, but not sent.")
+    if row.state is State.HELD:
+        return _("Held: it waits until somebody releases it.")
     if row.state is State.UNCERTAIN and row.waiting is None:
         return _("The answer was lost. It may have arrived; it is not sent again.")
     if row.waiting is None:
@@ -237,7 +213,7 @@ def steps(mail: MessageDetail) -> list[Step]:
     """Everything that happened, and what comes next."""
     return [
         _accepted(mail),
-        *_routed(mail),
+        *routed(mail),
         *(step for attempt in mail.attempts for step in _attempt(mail, attempt)),
         *_ending(mail),
     ]
@@ -271,26 +247,6 @@ def _accepted(mail: MessageDetail) -> Step:
         aside=", ".join(parts),
         answer=f"250 2.0.0 queued as {mail.row.queue_id}" if by_smtp else "",
     )
-
-
-def _routed(mail: MessageDetail) -> Iterator[Step]:
-    code = mail.why.get("code")
-    at = mail.row.accepted_at
-    if code == "primary" and mail.row.via:
-        title = _("Routed to %(via)s", via=mail.row.via)
-        text = _("The primary connection of this site.")
-        yield Step(icon="route", at=at, title=title, text=text)
-    elif code == "test" and mail.row.via:
-        title = _("Routed to %(via)s", via=mail.row.via)
-        text = _("A test of this connection: no routing, no backup.")
-        yield Step(icon="route", at=at, title=title, text=text)
-    elif code == ASKED and mail.row.via:
-        title = _("Routed to %(via)s", via=mail.row.via)
-        text = _("Whoever handed it in asked for this connection.")
-        yield Step(icon="route", at=at, title=title, text=text)
-    elif code == "no-connection":
-        text = _("This site has none that can send. The mail waits until it does.")
-        yield Step(icon="route", at=at, tone="warn", title=_("No connection yet"), text=text)
 
 
 _TITLES: Mapping[Outcome, tuple[str, str, str]] = {
@@ -350,7 +306,7 @@ def _attempt(mail: MessageDetail, attempt: AttemptRow) -> Iterator[Step]:
 
 def _settled(told: Mapping[str, Any]) -> Step:
     """What is known by now of an attempt whose answer was lost, and what follows from it."""
-    at, looks = _moment(told.get("at")), told.get("looks")
+    at, looks = moment(told.get("at")), told.get("looks")
     if told.get("what") == FOUND:
         return Step(
             icon="sent",
@@ -411,18 +367,11 @@ def _attempt_text(attempt: AttemptRow) -> str:
     refused, tried = attempt.details.get("refused"), attempt.details.get("recipients")
     if attempt.outcome is Outcome.PARTLY and refused and tried:
         sentences.append(_("Refused for %(n)s of %(all)s recipients.", n=refused, all=tried))
-    next_at = _moment(attempt.details.get("next_at"))
+    next_at = moment(attempt.details.get("next_at"))
     if next_at is not None and attempt.finished_at is not None and next_at > attempt.finished_at:
         span = length(next_at - attempt.finished_at)
         sentences.append(_("Next attempt after %(time)s.", time=span))
     return " ".join(filter(None, sentences))
-
-
-def _moment(text: Any) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text)
-    except (TypeError, ValueError):
-        return None
 
 
 def _ending(mail: MessageDetail) -> Iterator[Step]:
@@ -439,7 +388,7 @@ def _ending(mail: MessageDetail) -> Iterator[Step]:
             tone=look.tone,
             at=row.finished_at,
             title=_(look.word),
-            text=_note_of_state(row),
+            text=not_sent_because(mail.why) or _note_of_state(row),
         )
     elif row.state is State.FAILED and _gave_up(mail):
         span = length(mail.expires_at - row.accepted_at)
