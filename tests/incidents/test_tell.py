@@ -176,6 +176,40 @@ def test_the_end_is_told_after_the_beginning(desk: Desk, hook: Hook) -> None:
     assert [call.facts["occasion"] for call in hook.calls] == ["opened", "opened", "closed"]
 
 
+def test_nobody_hears_of_the_end_of_what_never_reached_them(desk: Desk, hook: Hook) -> None:
+    desk.target(hook.url)
+    grant = desk.linked(desk.site())
+    desk.refuse(grant)
+    hook.answers = [500] * 5
+    desk.round()
+    desk.link_again(grant)
+    desk.watch.round()
+    for _ in range(6):
+        desk.later(hours=1)
+        desk.teller.round()
+    assert len(hook.calls) == 5
+    assert desk.told() == [(Occasion.OPENED, Told.FAILED), (Occasion.CLOSED, Told.DROPPED)]
+
+
+def test_what_another_process_has_in_hand_is_not_sent_twice(desk: Desk, hook: Hook) -> None:
+    """Both saw it due; the first has claimed it, then has sent it, then has died with it."""
+    desk.target(hook.url)
+    desk.refuse(desk.linked(desk.site()))
+    desk.watch.round()
+    other = desk.a_teller()
+    (due,) = other._due()
+    with desk.db.write() as session:
+        assert desk.teller._claim(session, due) is not None
+    assert not other._tell(due)
+    assert hook.calls == []
+    desk.later(minutes=4)
+    assert desk.teller.round() == 1
+    assert not other._tell(due)
+    desk.later(minutes=4)
+    assert not other._tell(due)
+    assert len(hook.calls) == 1
+
+
 def test_a_webhook_of_a_site_never_reaches_the_inside(desk: Desk, hook: Hook) -> None:
     site = desk.site()
     desk.target(f"https://127.0.0.1:{hook.port}/", site=site)

@@ -344,6 +344,22 @@ def test_five_hundred_failures_for_one_reason_are_one_incident(desk: Desk, hook:
     assert len(hook.calls) == 2
 
 
+def test_how_many_failed_and_since_when_is_kept_while_it_lasts(desk: Desk) -> None:
+    site, connection = a_connected_site(desk)
+    for _ in range(2):
+        a_failure(desk, site, connection)
+    desk.watch.round()
+    since = desk.incidents()[0].details["since"]
+    desk.later(minutes=50)
+    a_failure(desk, site, connection)
+    desk.watch.round()
+    desk.later(minutes=20)  # the first two are more than an hour ago
+    a_failure(desk, site, connection, last_words="another host")
+    desk.watch.round()
+    (found,) = desk.incidents()
+    assert (found.details["count"], found.details["since"]) == (3, since)
+
+
 def test_failures_are_over_after_a_quiet_hour(desk: Desk) -> None:
     site, connection = a_connected_site(desk)
     a_failure(desk, site, connection)
