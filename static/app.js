@@ -50,16 +50,72 @@
   };
   for (const part of document.querySelectorAll("[data-follow]")) follow(part);
 
-  // Leaving a form that was changed asks first. A form shown with errors counts as changed.
+  // Leaving a form that was changed asks first. A form shown with errors counts as changed, and so
+  // does one that came back from the server with what is not saved yet.
   for (const form of document.querySelectorAll("form[data-leave]")) {
     const written = () => new URLSearchParams(new FormData(form)).toString();
-    const before = written();
+    let before = written();
     let sent = false;
     form.addEventListener("submit", () => { sent = true; });
+    form.addEventListener("swapped", () => { before = written(); });
     addEventListener("beforeunload", (event) => {
-      if (sent || (written() === before && !form.querySelector("[aria-invalid]"))) return;
+      const changed = form.dataset.leave === "now" || form.querySelector("[aria-invalid]");
+      if (sent || (written() === before && !changed)) return;
       event.preventDefault();
       event.returnValue = say.leave;
+    });
+  }
+
+  // A builder's buttons change the form on the server. It is swapped in place, what was moved or
+  // added takes the focus, and what happened is read out.
+  const build = async (form, button) => {
+    const typed = new URLSearchParams(new FormData(form));
+    typed.append(button.name, button.value);
+    form.inert = true;
+    const answer = await fetch(form.action, { method: "POST", body: typed }).catch(() => null);
+    const usable = answer && !answer.redirected && (answer.ok || answer.status === 422);
+    const page = usable && new DOMParser().parseFromString(await answer.text(), "text/html");
+    const fresh = page && page.querySelector("form[data-builder]");
+    form.inert = false;
+    if (!fresh) {
+      form.dataset.builder = "";
+      return form.requestSubmit(button);
+    }
+    for (const symbol of page.querySelectorAll("symbol")) {
+      if (!document.getElementById(symbol.id)) document.querySelector("symbol").after(symbol);
+    }
+    form.replaceChildren(...fresh.childNodes);
+    form.dataset.leave = fresh.dataset.leave;
+    form.dispatchEvent(new Event("swapped"));
+    form.querySelector("[autofocus]")?.focus();
+    document.getElementById(form.dataset.builder).textContent = fresh.dataset.said;
+  };
+  for (const form of document.querySelectorAll("form[data-builder]")) {
+    form.addEventListener("click", (event) => {
+      const button = event.target.closest("button[name=do]");
+      if (!button || !form.dataset.builder) return;
+      event.preventDefault();
+      build(form, button);
+    });
+    // Alt and an arrow move the rule in which the focus is; Enter among the fields of a mail tries it.
+    form.addEventListener("keydown", (event) => {
+      const verb = event.altKey && { ArrowUp: "up", ArrowDown: "down" }[event.key];
+      const tries = event.key === "Enter" && event.target.matches("#try input");
+      if (!verb && !tries) return;
+      const button = tries ? form.querySelector("[value=try]") : event.target.closest("li")?.querySelector(`[value^="${verb}:"]`);
+      if (!button) return;
+      event.preventDefault();
+      button.click();
+    });
+    // An initiator is compared as a whole.
+    const limit = (select) => {
+      const whole = select.value === "initiator";
+      const operator = document.getElementById(select.id.replace(/property$/, "operator"));
+      for (const option of operator.options) option.disabled = whole && !option.value.startsWith("is");
+      if (operator.selectedOptions[0]?.disabled) operator.value = "is";
+    };
+    form.addEventListener("change", (event) => {
+      if (event.target.id.endsWith("-property")) limit(event.target);
     });
   }
 
