@@ -14,10 +14,9 @@ from webapp.delivery.models import Message, Recipient, Source, State
 from webapp.delivery.modes import end_unclear, leave_unclear
 from webapp.delivery.planning import MOVING, Ground, Waiting, decide, ground_of, waiting, write
 from webapp.delivery.tally import add_tally
-from webapp.fields import N_
 from webapp.sites.models import Site
 
-TEST_IS_OVER = N_("Postroom: the connection that was to be tested has been removed")
+TEST_IS_OVER = "Postroom: the connection that was to be tested has been removed"
 
 _PRIMARY = aliased(MailConnection)
 _ORPHANS = (

@@ -167,14 +167,18 @@ def _plans(
             return found
         return replace(found, initiator=labels.get(item.submission.credential_id or 0, ""))
 
-    return {
-        item.queue_id: plan(
-            routes[item.submission.site_id],
-            partial(facts, item),
-            _chosen(item.submission),
-        )
-        for item in group
-    }
+    found: dict[str, Plan] = {}
+    alike: dict[int, Plan] = {}
+    for item in group:
+        site = routes[item.submission.site_id]
+        if site.rules or item.submission.pinned is not None:
+            found[item.queue_id] = plan(site, partial(facts, item), _chosen(item.submission))
+        else:  # all mail of the site goes the same way
+            known = alike.get(site.site_id)
+            if known is None:
+                known = alike[site.site_id] = plan(site, partial(facts, item))
+            found[item.queue_id] = known
+    return found
 
 
 def _labels(

@@ -7,6 +7,7 @@ the first route that is met and whose connection can send, else the primary conn
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -65,7 +66,7 @@ class Rules:
     def __bool__(self) -> bool:
         return bool(self.controls or self.routes)
 
-    @property
+    @cached_property
     def asks_initiator(self) -> bool:
         """Whether who handed a mail in is of interest."""
         of_rules = [
