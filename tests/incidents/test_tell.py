@@ -19,6 +19,7 @@ from webapp.i18n import CHINESE
 from webapp.incidents import channel, reach, service
 from webapp.incidents.kinds import Kind
 from webapp.incidents.models import AlertTarget, Channel, Notification, Occasion, Told
+from webapp.incidents.tell import Result, record
 from webapp.sites.models import Site
 
 MARA = "mara@agentur.example"
@@ -208,6 +209,19 @@ def test_what_another_process_has_in_hand_is_not_sent_twice(desk: Desk, hook: Ho
     desk.later(minutes=4)
     assert not other._tell(due)
     assert len(hook.calls) == 1
+
+
+def test_a_target_that_is_removed_while_it_is_told_is_forgotten(desk: Desk, hook: Hook) -> None:
+    target = desk.target(hook.url)
+    desk.refuse(desk.linked(desk.site()))
+    desk.watch.round()
+    (due,) = desk.teller._due()
+    with desk.db.write() as session:
+        session.delete(session.get_one(AlertTarget, target.id))
+    with desk.db.write() as session:
+        record(session, due, Result(told=Told.SENT), desk.now)
+    assert desk.teller.round() == 0
+    assert hook.calls == []
 
 
 def test_a_webhook_of_a_site_never_reaches_the_inside(desk: Desk, hook: Hook) -> None:

@@ -38,6 +38,7 @@ def test_a_refused_link_is_one_incident_told_once_each_way(desk: Desk, hook: Hoo
     assert is_genuine(call, KEY)
     assert not is_genuine(call, "another")
     facts = call.facts
+    assert call.headers["X-Postroom-Incident"] == facts["id"] != ""
     assert (facts["kind"], facts["occasion"], facts["code"]) == (
         "link-refused",
         "opened",
@@ -551,6 +552,34 @@ def test_a_cause_that_comes_back_after_its_end_was_told_is_a_new_one(
         desk.round()
     assert len(desk.incidents()) == 2
     assert [call.facts["occasion"] for call in hook.calls] == ["opened", "closed"] * 2
+
+
+def test_a_cause_that_comes_back_long_after_is_a_new_one_though_nobody_was_told(desk: Desk) -> None:
+    grant = desk.linked(desk.site())
+    for _ in range(2):
+        desk.refuse(grant)
+        desk.watch.round()
+        desk.link_again(grant)
+        desk.watch.round()
+        desk.later(minutes=11)
+    assert len(desk.incidents()) == 2
+
+
+def test_a_cause_that_comes_back_while_its_end_is_being_told_is_a_new_one(
+    desk: Desk, hook: Hook
+) -> None:
+    desk.target(hook.url)
+    grant = desk.linked(desk.site())
+    desk.refuse(grant)
+    desk.round()
+    desk.link_again(grant)
+    desk.watch.round()
+    (due,) = desk.teller._due()
+    with desk.db.write() as session:
+        assert desk.teller._claim(session, due) is not None
+    desk.refuse(grant)
+    desk.watch.round()
+    assert len(desk.incidents()) == 2
 
 
 def test_the_thread_looks_by_itself_and_stops(desk: Desk) -> None:
