@@ -18,6 +18,7 @@ from tests.pages import Browser, Node, Page
 from tests.routing.test_rules import one, save
 from webapp import i18n
 from webapp.accounts.models import Role
+from webapp.connections.models import Connection
 from webapp.delivery.models import Content
 from webapp.installation import Installation
 from webapp.routing import rules
@@ -257,6 +258,23 @@ def test_a_logged_mail_is_tried_against_what_is_in_the_form(here: Here) -> None:
     assert "It would leave by Office, the primary connection: no rule is met." in told
     assert "Subject contains “refund” : not met, the mail has “Order 7”" in told
     here.client.get(f"{here.path('routing/try')}?mail=AAAA", status=422)
+
+
+def test_the_page_of_a_mail_leads_to_its_dry_run_where_a_rule_decided(here: Here) -> None:
+    with here.installation.db.write() as session:
+        connection = session.scalars(
+            sa.select(Connection).where(Connection.uid == here.primary)
+        ).one()
+        ruled = a_message(
+            session, here.site, connection=connection, why={"code": "rule", "name": "Orders"}
+        ).queue_id
+        asked = a_message(session, here.site, connection=connection, why={"code": "asked"}).queue_id
+    page = here.client.get(f"/sites/{here.site.slug}/log/{ruled}")
+    dry_run = f"{here.path('routing/try')}?mail={ruled}"
+    assert dry_run in page.links_to()
+    here.client.get(dry_run)
+    page = here.client.get(f"/sites/{here.site.slug}/log/{asked}")
+    assert not [link for link in page.links_to() if "/try" in link]
 
 
 def test_a_mail_that_is_no_longer_kept_is_tried_by_what_the_log_knows(here: Here) -> None:

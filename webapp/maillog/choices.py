@@ -37,6 +37,8 @@ class Step:
     """What we ourselves answered."""
     log: str = ""
     """What was said, line by line, for those who may read it."""
+    is_decision: bool = False
+    """A rule, a mode or the lack of one decided it: a dry run tells more."""
 
 
 def moment(text: Any) -> datetime | None:
@@ -86,9 +88,10 @@ def _held(mail: MessageDetail, why: Mapping[str, Any]) -> Iterator[Step]:
     """The mode or the control that kept a mail for somebody to look at."""
     at = mail.row.accepted_at
     if why.get("code") == Why.HOLD:
-        yield Step(icon="held", at=at, title=_("Held"), text=_("The site’s mode was Hold."))
+        text = _("The site’s mode was Hold.")
+        yield Step(icon="held", at=at, title=_("Held"), text=text, is_decision=True)
     elif why.get("code") == Why.CONTROL and why.get("action") == Action.HOLD:
-        yield Step(icon="held", at=at, title=_("Held"), text=_by_control(why))
+        yield Step(icon="held", at=at, title=_("Held"), text=_by_control(why), is_decision=True)
 
 
 def not_sent_because(why: Mapping[str, Any]) -> str:
@@ -114,7 +117,9 @@ def _leads(mail: MessageDetail) -> Iterator[Step]:
         return
     text = _why_text(mail.why)
     if text and mail.row.via:
-        yield Step(icon="route", at=at, title=_("Routed to %(via)s", via=mail.row.via), text=text)
+        title = _("Routed to %(via)s", via=mail.row.via)
+        by_rules = code in {Why.RULE, Why.PRIMARY}
+        yield Step(icon="route", at=at, title=title, text=text, is_decision=by_rules)
 
 
 _REASONS: Mapping[str, str] = {

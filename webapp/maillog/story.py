@@ -389,6 +389,7 @@ def _ending(mail: MessageDetail) -> Iterator[Step]:
             at=row.finished_at,
             title=_(look.word),
             text=not_sent_because(mail.why) or _note_of_state(row),
+            is_decision=bool(not_sent_because(mail.why)),
         )
     elif row.state is State.FAILED and _gave_up(mail):
         span = length(mail.expires_at - row.accepted_at)
