@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -172,7 +172,7 @@ def _plans(
     for item in group:
         site = routes[item.submission.site_id]
         if site.rules or item.submission.pinned is not None:
-            found[item.queue_id] = plan(site, partial(facts, item), _chosen(item.submission))
+            found[item.queue_id] = plan(site, cache(partial(facts, item)), _chosen(item.submission))
         else:  # all mail of the site goes the same way
             known = alike.get(site.site_id)
             if known is None:
