@@ -230,6 +230,29 @@ def test_a_rule_counts_as_soon_as_its_connection_can_send(world: World, site: in
     assert world.message(queue_id).why == {"code": "primary"}
 
 
+def test_while_nobody_is_planned_a_backup_carries_on(world: World, site: int) -> None:
+    queue_id = world.accept(site)
+    first = world.message(queue_id).connection_id or 0
+    backup = another_connection(world, site)
+    set_chain(world, site, backup)
+    detour = {"refused": [], "passed": [], "why": "unlinked"}
+    with world.db.write() as session:
+        replan.connection_unlinked(session, session.get_one(Connection, first))
+    assert changed(world, site) == Replanned()
+    row = world.message(queue_id)
+    assert (row.connection_id, row.planned_id, row.lane_id) == (first, first, None)
+    lane = world.lane_of(backup)
+    set_message(world, queue_id, connection_id=backup, lane_id=lane, detour=detour)
+    assert changed(world, site) == Replanned()
+    row = world.message(queue_id)
+    assert (row.connection_id, row.planned_id, row.lane_id) == (backup, first, lane)
+    assert row.detour == detour
+    set_chain(world, site)
+    changed(world, site)
+    row = world.message(queue_id)
+    assert (row.connection_id, row.lane_id, row.detour) == (first, None, None)
+
+
 # ---- a connection is deleted ----
 
 

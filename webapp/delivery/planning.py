@@ -142,7 +142,8 @@ def ground_of(connection: Connection, site_id: int) -> Ground | None:
 def with_lanes(connection: Connection, ground: Ground, mails: Iterable[Waiting]) -> Ground:
     """The same, with the lanes of every connection by which these mails may leave."""
     site = ground.site
-    keys = {mail.connection_id for mail in mails} | set(ground.chain) | {site.connection_id}
+    keys = {key for mail in mails for key in (mail.connection_id, mail.planned_id)}
+    keys |= {site.connection_id, *ground.chain}
     rows = connection.execute(
         sa.select(MailConnection.id, MailConnection.lane_id).where(
             MailConnection.id.in_(sorted(key for key in keys if key is not None)),
@@ -237,16 +238,7 @@ def place(mail: Waiting, plan: Plan, ground: Ground) -> Place:
     detour = mail.detour or {}
     refused = set(detour.get("refused", ()))
     if plan.connection_id is None:
-        # Taken off its lane, it waits for its own connection as long as that is there.
-        stays = mail.connection_id in ground.lanes and mail.lane_id is None
-        connection_id = mail.connection_id if stays else None
-        return Place(
-            planned_id=connection_id,
-            connection_id=connection_id,
-            lane_id=None,
-            why=why,
-            detour=mail.detour if refused else None,
-        )
+        return _without_plan(mail, why, ground)
     candidates = [plan.connection_id, *(key for key in ground.chain if key != plan.connection_id)]
     open_to_it = [key for key in candidates if key not in refused]
     if mail.planned_id == plan.connection_id and mail.connection_id in open_to_it:
@@ -258,6 +250,26 @@ def place(mail: Waiting, plan: Plan, ground: Ground) -> Place:
         kept = {**detour, "refused": sorted(refused), "passed": []} if refused else None
     return Place(
         planned_id=plan.connection_id,
+        connection_id=connection_id,
+        lane_id=ground.lanes.get(connection_id or 0),
+        why=why,
+        detour=kept,
+    )
+
+
+def _without_plan(mail: Waiting, why: Mapping[str, Any], ground: Ground) -> Place:
+    """Where routing knows no connection: a backup may carry it all the same; else it waits for its
+    own connection, as long as that is there and only taken off its lane."""
+    detour = mail.detour or {}
+    refused = set(detour.get("refused", ()))
+    waits_for = mail.planned_id if mail.planned_id is not None else mail.connection_id
+    is_there = waits_for is not None and waits_for in ground.lanes
+    own = waits_for if is_there and ground.lanes[waits_for or 0] is None else None
+    stands_in = mail.connection_id in set(ground.chain) - refused
+    connection_id = mail.connection_id if stands_in else own
+    kept = mail.detour if stands_in or refused else None
+    return Place(
+        planned_id=own,
         connection_id=connection_id,
         lane_id=ground.lanes.get(connection_id or 0),
         why=why,
