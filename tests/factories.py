@@ -269,6 +269,8 @@ def a_message(
         "due_at": at if waits else None,
         "lane_id": connection.lane_id if connection else None,
         "connection_id": connection.id if connection else None,
+        "planned_id": connection.id if connection else None,
+        "routed_version": None if values.get("source") == Source.TEST else 1,
         "mail_from": sender,
         "from_email": sender,
         "from_name": "",

@@ -15,6 +15,8 @@ PAGES = (
     "webapp.accounts.views",
     "webapp.sites.views",
     "webapp.connections.views",
+    "webapp.connections.additional",
+    "webapp.routing.views",
     "webapp.maillog.views",
     "webapp.testmail.views",
     "webapp.microsoft.apps",

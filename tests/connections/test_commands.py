@@ -8,9 +8,10 @@ import pytest
 import sqlalchemy as sa
 from click.testing import CliRunner, Result
 
-from tests.factories import a_lane, a_message, a_site, an_app, an_installation
+from tests.factories import a_connection, a_lane, a_message, a_site, an_app, an_installation
+from webapp.audit import AuditEvent
 from webapp.cli import postroom
-from webapp.connections.models import Connection
+from webapp.connections.models import Backup, Connection
 from webapp.connections.service import load_mailer
 from webapp.delivery.models import Lane, Message, State
 from webapp.installation import Installation
@@ -225,3 +226,58 @@ def test_an_outlook_connection_that_cannot_be_made_leaves_nothing(
     with installation.db.read() as session:
         assert session.scalar(sa.select(Connection.id)) is None
         assert session.scalar(sa.select(sa.func.count(OAuthApp.id))) == len(apps)
+
+
+# ---- primary, backups, gone ----
+
+
+def a_pair(installation: Installation) -> tuple[Connection, Connection]:
+    """Two connections of the site, the first of which it sends by."""
+    with installation.db.write() as session:
+        site = session.scalars(sa.select(Site)).one()
+        settings = {"authentication": False}
+        one = a_connection(session, site, nickname="One", settings=settings)
+        two = a_connection(session, site, nickname="Two", primary=False, settings=settings)
+        a_message(session, site, connection=one)
+    return one, two
+
+
+def test_another_connection_becomes_primary_and_the_first_stands_in(
+    installation: Installation,
+) -> None:
+    one, two = a_pair(installation)
+    done = run("connection", "set-primary", "shop", two.uid)
+    assert (done.exit_code, done.stdout) == (
+        0,
+        "The site sends by it now.\nWaiting mails that now leave by Two: 1.\n",
+    )
+    assert run("connection", "backup", "shop").exit_code == 64
+    assert run("connection", "backup", "shop", one.uid, two.uid).exit_code == 0
+    listed = json.loads(run("connection", "list", "shop", "--json").stdout)
+    assert [(row["primary"], row["backup"], row["shared"]) for row in listed] == [
+        (False, 1, False),
+        (True, 2, False),
+    ]
+    assert "primary, backup 2" in run("connection", "list", "shop").stdout
+    assert run("connection", "backup", "shop", "--none").exit_code == 0
+    with installation.db.read() as session:
+        assert session.scalars(sa.select(Backup)).all() == []
+        actions = session.scalars(sa.select(AuditEvent.action).order_by(AuditEvent.id)).all()
+    assert actions == [
+        "primary connection changed",
+        "backup connections changed",
+        "backup connections changed",
+    ]
+
+
+def test_a_connection_is_deleted_after_its_uses_were_told(installation: Installation) -> None:
+    one, _two = a_pair(installation)
+    asked = run("connection", "delete", one.uid, typed="n\n")
+    assert asked.exit_code == 1
+    assert "primary connection of shop\nwaiting mails: 1\n" in asked.stdout
+    assert run("connection", "delete", one.uid, "--yes").exit_code == 0
+    assert [row["name"] for row in json.loads(run("connection", "list", "--json").stdout)] == [
+        "Two"
+    ]
+    assert run("connection", "delete", one.uid, "--yes").exit_code == 67
+    assert run("connection", "set-primary", "shop", one.uid).exit_code == 67

@@ -172,6 +172,7 @@ def find_pinned(session: Session, site_id: int, uid: str) -> Pinned | None:
             Connection.uid == uid,
             sa.or_(Connection.site_id == site_id, Connection.site_id.is_(None)),
             Connection.is_system.is_(False),
+            Connection.deleted_at.is_(None),
         )
     ).first()
     return Pinned(connection_id=row.id, lane_id=row.lane_id) if row else None

@@ -1,7 +1,8 @@
 """What the pages of a connection share: the form as it is stored, saving it, showing it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 
 from flask import current_app, g
 from flask_babel import gettext as _
@@ -24,17 +25,21 @@ from webapp.connections.forms import (
 from webapp.connections.models import Connection
 from webapp.connections.outlook import OutlookAccounts
 from webapp.connections.service import FormValues, PrivateHost
+from webapp.connections.uses import Readiness
 from webapp.delivery import replan
 from webapp.delivery.depth import Depth, depths
 from webapp.delivery.lanes import Limits
 from webapp.delivery.models import Lane
+from webapp.delivery.replan import Replanned
+from webapp.delivery.wake import Waker
 from webapp.fields import N_, FieldErrors
+from webapp.maillog.service import connection_name
 from webapp.microsoft import service as microsoft
 from webapp.microsoft.models import Mailbox
 from webapp.show import number
 from webapp.sites.models import Site
 from webapp.web import actor, db, installation, now, tell
-from webapp.words import Tone
+from webapp.words import Status, Tone
 
 ACCOUNTS: Mapping[str, Accounts] = {known.slug: known for known in (OutlookAccounts(),)}
 """By slug, how the accounts of the mailers that are linked are shown and saved."""
@@ -44,9 +49,21 @@ MICROSOFT = ("live.com", "hotmail.com", "outlook.com", "office.com", "office365.
 
 NO_NICKNAME = N_("Give it a name by which people choose it.")
 
+STATUS = {
+    Readiness.READY: Status(icon="delivered", tone=Tone.GOOD, word=N_("Ready")),
+    Readiness.INCOMPLETE: Status(icon="soon", tone=Tone.WARN, word=N_("Not complete")),
+    Readiness.NOT_AUTHORISED: Status(icon="soon", tone=Tone.WARN, word=N_("Not authorized")),
+    Readiness.NEEDS_REAUTHORISATION: Status(
+        icon="failed", tone=Tone.BAD, word=N_("Needs re-authorization")
+    ),
+    Readiness.FAILING: Status(icon="failed", tone=Tone.BAD, word=N_("Failing")),
+    Readiness.PAUSED: Status(icon="held", tone=Tone.HOLD, word=N_("Paused")),
+}
+
 Find = Callable[[Session, Site], Connection | None]
-Finish = Callable[[Session, Site, Connection], int]
-"""What follows a save in the same unit of work; returns how many waiting mails it touched."""
+Finish = Callable[[Session, Site, Connection, bool], Replanned]
+"""What follows a save in the same unit of work: with the site, what was saved, and whether it has
+just become able to send, or unable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +74,9 @@ class Saved:
     mailbox: Mailbox | None
     """Of the link in use, where the mailer needs one."""
     waiting: int
+    """Mails that stand with it."""
+    moved: Replanned = field(default_factory=Replanned)
+    """Mails that were planned anew."""
     about_secret: str = ""
     """What became of a second secret of the own registration."""
 
@@ -147,6 +167,7 @@ def save(
         if app is not None:
             microsoft.hold_app(session, app.id)  # before the connection, as everybody does
         shown = microsoft.mailbox_of(session, before) if before else None
+        had_lane = before is not None and before.lane_id is not None
         connection = None
         try:
             connection = service.save_connection(
@@ -171,16 +192,12 @@ def save(
         if accounts is not None:
             saved = with_link(session, accounts, connection, shown, limits)
             about_secret = accounts.told(session, connection, proof)
+            saved = replace(saved, about_secret=about_secret)
         else:
             waiting = spread(session, connection, Limits(**limits))
-            saved, about_secret = Saved(connection=connection, mailbox=None, waiting=waiting), ""
-        touched = finish(session, site, connection)
-        return Saved(
-            connection=connection,
-            mailbox=saved.mailbox,
-            waiting=saved.waiting + touched,
-            about_secret=about_secret,
-        )
+            saved = Saved(connection=connection, mailbox=None, waiting=waiting)
+        turned = had_lane != (connection.lane_id is not None)
+        return replace(saved, moved=finish(session, site, connection, turned))
 
 
 def with_link(
@@ -232,8 +249,46 @@ def spread(session: Session, connection: Connection, limits: Limits) -> int:
     )
 
 
+def lead_sites(session: Session, site: Site, connection: Connection, turned: bool) -> Replanned:
+    """After a save, plan the mail of every site that sends with it; what became of this site's."""
+    here = Replanned()
+    for one in service.sites_sending_by(session, connection) if turned else ():
+        moved = replan.routing_changed(session, one, now())
+        here = moved if one.id == site.id else here
+    return here
+
+
+def wake() -> None:
+    """Tell the worker that mail may go now."""
+    with closing(Waker(installation().settings.instance)) as waker:
+        waker.wake()
+
+
+def told_moved(moved: Replanned) -> str:
+    """How many waiting mails now leave otherwise, in sentences."""
+    told = [
+        ngettext(
+            "%(num)s waiting mail now leaves by %(name)s.",
+            "%(num)s waiting mails now leave by %(name)s.",
+            count,
+            name=name,
+        )
+        for name, count in moved.by
+    ]
+    if moved.left:
+        told.append(
+            ngettext(
+                "%(num)s more is looked at in a moment.",
+                "%(num)s more are looked at in a moment.",
+                moved.left,
+            )
+        )
+    return " ".join(told)
+
+
 def sign_in_address(form: ConnectionForm, saved: Saved, back: str = "") -> str:
-    """Where the account signs in, and comes back to the settings or to `back`; empty where the page itself says what is missing for it."""
+    """Where the account signs in, and comes back to the settings or to `back`; empty where the
+    page itself says what is missing for it."""
     accounts = ACCOUNTS.get(form.slug)
     if accounts is None or form.account is None or not accounts.may_sign_in(form.account):
         return ""
@@ -242,24 +297,29 @@ def sign_in_address(form: ConnectionForm, saved: Saved, back: str = "") -> str:
 
 def tell_saved(saved: Saved) -> None:
     """The notice after a save; it warns of a From that needs a right at the provider."""
-    if saved.connection.lane_id is None:
+    connection = saved.connection
+    own = connection_name(connection.nickname, connection.mailer)
+    others = tuple((name, count) for name, count in saved.moved.by if name != own)
+    elsewhere = Replanned(by=others)
+    mails = saved.waiting + saved.moved.moved + saved.moved.left - sum(n for _name, n in others)
+    if connection.lane_id is None:
         text = ngettext(
             "%(num)s mail waits until it is linked.",
             "%(num)s mails wait until it is linked.",
-            saved.waiting,
+            mails,
         )
     else:
         text = ngettext(
             "%(num)s waiting mail now leaves by it.",
             "%(num)s waiting mails now leave by it.",
-            saved.waiting,
+            mails,
         )
-    told = list(filter(None, (text if saved.waiting else "", saved.about_secret)))
+    told = list(filter(None, (text if mails else "", told_moved(elsewhere), saved.about_secret)))
     strong = _("Settings saved.")
-    accounts = ACCOUNTS.get(saved.connection.mailer)
+    accounts = ACCOUNTS.get(connection.mailer)
     right = ""
     if accounts is not None and saved.mailbox is not None:
-        right = accounts.needs_right(saved.connection, saved.mailbox)
+        right = accounts.needs_right(connection, saved.mailbox)
     if not right:
         tell(Tone.GOOD, " ".join(told), strong=strong)
         return

@@ -180,8 +180,9 @@ class OutlookAccounts(Accounts):
         return has_app and is_secure(installation().settings)
 
     def sign_in_address(self, site: Site, connection: Connection, back: str) -> str:
-        address = {"slug": site.slug, "connection_uid": connection.uid}
-        return url_for("microsoft.link", next=back or None, **address)
+        return url_for(
+            "microsoft.link", slug=site.slug, connection_uid=connection.uid, next=back or None
+        )
 
     def context(self, form: ConnectionForm) -> Mapping[str, object]:
         settings, today = installation().settings, now().date()

@@ -84,6 +84,17 @@ def find_connection(session: Session, site: Site, uid: str) -> Connection | None
     return session.scalar(sa.select(Connection).where(Connection.uid == uid, choosable(site)))
 
 
+def any_connection(session: Session, uid: str) -> Connection | None:
+    """A connection of any site, or a shared one; never the installation's own."""
+    return session.scalar(
+        sa.select(Connection).where(
+            Connection.uid == uid,
+            Connection.is_system.is_(False),
+            Connection.deleted_at.is_(None),
+        )
+    )
+
+
 def choosable(site: Site) -> sa.ColumnElement[bool]:
     """Connections that a site may send by: its own, and those that every site may choose."""
     return sa.and_(

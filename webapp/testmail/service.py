@@ -20,7 +20,7 @@ from webapp.config import Settings
 from webapp.connections.models import Connection
 from webapp.connections.service import (
     NOT_LINKED,
-    connections_of,
+    choosable_connections,
     is_complete,
     primary_connection,
 )
@@ -77,9 +77,9 @@ class Choice:
 
 
 def choices(session: Session, site: Site) -> list[Choice]:
-    """The connections of a site, the primary one first."""
+    """What a site may send by, the primary one first."""
     primary = primary_connection(session, site)
-    others = [one for one in connections_of(session, site) if one is not primary]
+    others = [one for one in choosable_connections(session, site) if one is not primary]
     return [
         _choice(session, site, connection, is_primary=connection is primary)
         for connection in ([primary] if primary else []) + others
@@ -375,7 +375,7 @@ def find_test(
     connection = session.scalar(
         sa.select(Connection)
         .join(Message, Message.connection_id == Connection.id)
-        .where(Message.id == mail.row.id)
+        .where(Message.id == mail.row.id, Connection.deleted_at.is_(None))
     )
     return Test(mail=mail, connection=connection, link=_link(session, settings, connection, now))
 

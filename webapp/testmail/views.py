@@ -14,6 +14,9 @@ from wtforms import BooleanField
 
 from webapp import __version__, i18n, ids, show, web
 from webapp.accounts.rights import Right
+from webapp.connections.models import Connection
+from webapp.connections.places import page_of
+from webapp.connections.service import is_shared
 from webapp.delivery.models import Message, Outcome, State
 from webapp.delivery.wake import Waker
 from webapp.explain.model import WHO_LABELS, Action, Explanation, Part, Who, values_for
@@ -178,7 +181,7 @@ def trouble_of(found: list[Choice]) -> Trouble | None:
         text, link = _(found[0].problem), _("Open the settings")
     if not web.may(Right.EDIT_SETTINGS):
         return Trouble(text=text)
-    return Trouble(text=text, href=url_for("connections.general", slug=g.site.slug), link=link)
+    return Trouble(text=text, href=settings_of(found[0].connection if found else None), link=link)
 
 
 UNDER_WAY = N_("under way")
@@ -540,7 +543,7 @@ def ways_of(test: Test, action: Action, found: Explanation, *, about_app: bool) 
         case Action.COPY_ADMIN_MESSAGE:
             return (copy,) if has_message else ()
         case Action.OPEN_CONNECTION:
-            return only(open_shared_app(test) if about_app else open_connection())
+            return only(open_shared_app(test) if about_app else open_connection(test))
         case Action.OPEN_APP:
             return only(open_app(test))
         case Action.TEST_AGAIN:
@@ -579,8 +582,7 @@ def at_the_link(
     test: Test, endpoint: str, label: str, *, css: str = "", back: str = ""
 ) -> Way | None:
     """A page about the connection's link; `back` is where it leads afterwards."""
-    is_own = test.connection is not None and test.connection.site_id == g.site.id
-    if test.connection is None or not is_own or not web.may(Right.EDIT_SETTINGS):
+    if test.connection is None or not may_edit(test.connection):
         return None
     address = url_for(
         endpoint, slug=g.site.slug, connection_uid=test.connection.uid, next=back or None
@@ -588,19 +590,31 @@ def at_the_link(
     return Way(label=label, href=address, css=css)
 
 
-def open_connection() -> Way | None:
+def may_edit(connection: Connection | None) -> bool:
+    """Whether whoever asks may change its settings: shared ones are the admins'."""
+    shared = connection is not None and is_shared(connection)
+    return web.may(Right.SYSTEM if shared else Right.EDIT_SETTINGS)
+
+
+def open_connection(test: Test) -> Way | None:
     """The settings of the connection."""
-    if not web.may(Right.EDIT_SETTINGS):
+    if not may_edit(test.connection):
         return None
-    address = url_for("connections.general", slug=g.site.slug)
-    return Way(label=_("Open the settings"), href=address)
+    return Way(label=_("Open the settings"), href=settings_of(test.connection))
+
+
+def settings_of(connection: Connection | None) -> str:
+    """Where it is edited; where it is gone, what the site sends with now."""
+    if connection is None:
+        return url_for("connections.general", slug=g.site.slug)
+    return page_of(g.site, connection)
 
 
 def open_shared_app(test: Test) -> Way | None:
     """The page where the registration is kept: under Microsoft apps, or with the connection."""
     app = test.link.app if test.link else None
     if app is None or app.connection_id is not None:
-        return open_connection()
+        return open_connection(test)
     if not web.may(Right.SYSTEM):
         return None
     return Way(label=_("Open it under Microsoft apps"), href=url_for("apps.edit", app_uid=app.uid))
@@ -610,7 +624,7 @@ def open_app(test: Test) -> Way | None:
     """The registration at Microsoft, for whoever keeps it."""
     app = test.link.app if test.link else None
     if app is None:
-        return open_connection()
+        return open_connection(test)
     is_theirs = web.may(Right.EDIT_SETTINGS if app.connection_id is not None else Right.SYSTEM)
     page = guide_of(installation().settings, app.cloud, app.client_id).page("Overview")
     if not is_theirs or not page:
