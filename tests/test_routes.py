@@ -99,6 +99,7 @@ ARGUMENTS: dict[str, Callable[[Place], object]] = {
     "session_id": Place.own_session,
     "app_uid": Place.shared_app,
     "connection_uid": Place.connection,
+    "any_connection_uid": Place.connection,
     "target_uid": lambda place: place.target(place.site),
     "system_target_uid": lambda place: place.target(None),
     "incident_uid": Place.incident,
@@ -107,7 +108,14 @@ ARGUMENTS: dict[str, Callable[[Place], object]] = {
 }
 """For each argument of a URL, how to make what it names. `index` counts within a mail."""
 
-NOT_IDS = {"slug", "index", "app_uid", "system_target_uid", "any_incident_uid"}
+NOT_IDS = {
+    "slug",
+    "index",
+    "app_uid",
+    "any_connection_uid",
+    "system_target_uid",
+    "any_incident_uid",
+}
 """Arguments that name nothing of one site: a shared registration belongs to all of them."""
 
 FOREIGN_BODIES: dict[str, Callable[[Place], dict[str, object]]] = {
@@ -115,6 +123,18 @@ FOREIGN_BODIES: dict[str, Callable[[Place], dict[str, object]]] = {
         "to": "mara@agentur.example",
         "via": a_connection(place.session, place.site).uid,
     },
+    "additional.make_primary": lambda place: {
+        "connection": a_connection(place.session, place.site).uid,
+    },
+    "routing.save_routing": lambda place: {
+        "rules-shown": "y",
+        "r0-uid": "",
+        "r0-connection": a_connection(place.session, place.site).uid,
+        "r0-g0-c0-property": "subject",
+        "r0-g0-c0-operator": "contains",
+        "r0-g0-c0-value": "x",
+    },
+    "routing.try_typed": lambda place: {"try-mail": place.message()},
 }
 """For an endpoint that takes ids in its form: a form that names things of another site."""
 
