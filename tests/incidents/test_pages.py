@@ -215,7 +215,10 @@ def test_a_site_sees_its_incidents_and_nothing_of_others(
         other = a_site(session, name="Somebody Else")
     both = an_incident(installation, site, other)
     foreign = an_incident(installation, other)
+    an_incident(installation, site, closed=True)
     page = client.get(alerts(site))
+    assert len(page.all(class_="mark")) == 1
+    assert len(page.one("tbody").all("tr")) == 1
     assert "orders@contoso.example needs re-authorization" in page.links()
     page = client.get(f"/sites/{site.slug}/incidents/{both.uid}")
     text = page.one("main").text

@@ -3,6 +3,7 @@
 import email
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from email.policy import default
 from typing import Any
 
@@ -20,6 +21,7 @@ from webapp.incidents import channel, reach, service
 from webapp.incidents.kinds import Kind
 from webapp.incidents.models import AlertTarget, Channel, Notification, Occasion, Told
 from webapp.incidents.tell import Result, record
+from webapp.mailers.errors import TransientError
 from webapp.sites.models import Site
 
 MARA = "mara@agentur.example"
@@ -283,6 +285,43 @@ def test_a_sample_is_signed_and_tried_once(desk: Desk, hook: Hook) -> None:
     assert all(is_genuine(call, KEY) for call in hook.calls)
     assert hook.calls[1].facts["kind"] == "test"
     assert desk.told() == [(Occasion.TEST, Told.FAILED), (Occasion.TEST, Told.SENT)]
+
+
+def test_samples_are_counted_for_a_minute_and_for_each_site_alone(desk: Desk) -> None:
+    site = desk.site()
+    targets = [desk.target("https://a.example/"), desk.target("https://a.example/", site=site)]
+    with desk.db.write() as session:
+        for target in targets:
+            service.test_target(session, session.get_one(AlertTarget, target.id), desk.now)
+    for count in (1, 0):
+        with desk.db.read() as session:
+            for key in (None, site.id):
+                assert service.tests_lately(session, key, desk.now) == count
+        desk.later(minutes=1)
+
+
+def test_how_the_alert_connection_does_is_kept_since_when_and_for_these_settings(
+    desk: Desk,
+) -> None:
+    connection = desk.alert_connection(25)
+    error = TransientError("not now", code="451")
+    for _ in range(2):
+        with desk.db.write() as session:
+            channel.note(session, connection, error, desk.now)
+        desk.later(minutes=5)
+
+    def stored() -> Connection:
+        with desk.db.read() as session:
+            return session.get_one(Connection, connection.id)
+
+    found = stored()
+    assert (found.health, found.last_code, found.last_words) == (Health.FAILING, "451", "not now")
+    assert found.health_since is not None
+    assert desk.now - found.health_since >= timedelta(minutes=10)
+    desk.change(Connection, connection.id, version=2, health=Health.UNKNOWN)  # as a save does
+    with desk.db.write() as session:
+        channel.note(session, connection, error, desk.now)
+    assert stored().health == Health.UNKNOWN
 
 
 def test_one_recipient_that_is_refused_says_nothing_against_the_connection(
