@@ -21,7 +21,7 @@ from webapp.incidents import channel, reach, service
 from webapp.incidents.kinds import Kind
 from webapp.incidents.models import AlertTarget, Channel, Notification, Occasion, Told
 from webapp.incidents.tell import Result, record
-from webapp.mailers.errors import TransientError
+from webapp.mailers.errors import NeedsReauthorisation, TransientError
 from webapp.sites.models import Site
 
 MARA = "mara@agentur.example"
@@ -322,6 +322,10 @@ def test_how_the_alert_connection_does_is_kept_since_when_and_for_these_settings
     with desk.db.write() as session:
         channel.note(session, connection, error, desk.now)
     assert stored().health == Health.UNKNOWN
+    refused = NeedsReauthorisation("535 no", code="535")
+    with desk.db.write() as session:
+        channel.note(session, stored(), refused, desk.now)
+    assert stored().health == Health.NEEDS_REAUTHORISATION
 
 
 def test_one_recipient_that_is_refused_says_nothing_against_the_connection(

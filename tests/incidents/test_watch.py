@@ -442,6 +442,17 @@ def test_books_that_do_not_add_up_are_an_incident_until_they_do(desk: Desk) -> N
     assert desk.open() == []
 
 
+def test_the_books_are_looked_at_once_an_hour_whatever_the_clock_does(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[datetime] = []
+    monkeypatch.setattr(desk.watch, "check_ledger", lambda: looks.append(desk.now))
+    for minutes, count in ((0, 1), (59, 1), (2, 2), (-180, 3), (59, 3), (2, 4)):
+        desk.later(minutes=minutes)
+        desk.watch.work()
+        assert len(looks) == count, minutes
+
+
 def test_a_silent_site_is_an_incident_where_it_wishes_that(desk: Desk) -> None:
     site, connection = a_connected_site(desk)
     desk.change(Site, site.id, silent_hours=26)
