@@ -102,6 +102,22 @@ def test_every_site_that_sends_by_a_refused_link_is_named(desk: Desk, hook: Hook
     assert len(rows) == 2
 
 
+def test_a_site_that_comes_to_be_concerned_is_told_then(desk: Desk, hook: Hook) -> None:
+    one, two = desk.site(), desk.site()
+    grant = desk.linked(one)
+    desk.target(hook.url)
+    desk.target(hook.url + "two", site=two)
+    desk.refuse(grant)
+    desk.round()
+    with desk.db.write() as session:
+        row = session.get_one(Site, two.id)
+        a_connection(session, row, mailer="outlook", grant_id=grant.id)
+    desk.watch.round()
+    (found,) = desk.incidents()
+    assert found.details["sites"] == sorted([one.id, two.id])
+    assert len(desk.told()) == 2
+
+
 def test_a_link_that_nobody_uses_is_no_incident(desk: Desk) -> None:
     grant = desk.linked(desk.site())
     with desk.db.write() as session:
