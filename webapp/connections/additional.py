@@ -216,7 +216,7 @@ def consequences(uses: Uses) -> list[str]:
         told.append(_("It is the primary connection: mail waits until this site has another one."))
     if g.site.id in {site.id for site in uses.backup_of}:
         told.append(_("It is a backup connection: the others stand in without it."))
-    rules = [rule for site, rule in uses.rules if site.id == g.site.id]
+    rules = [rule.name or _("no name") for site, rule in uses.rules if site.id == g.site.id]
     if rules:
         told.append(
             ngettext(
@@ -225,7 +225,7 @@ def consequences(uses: Uses) -> list[str]:
                 "%(num)s rules lead to it (%(names)s) and are skipped until you give them another "
                 "connection.",
                 len(rules),
-                names=names([rule.name or _("no name") for rule in rules]),
+                names=names(rules),
             )
         )
     others = uses.elsewhere(g.site.id)

@@ -41,9 +41,9 @@ class Chain:
     error: str = ""
 
     @property
-    def may_grow(self) -> bool:
-        """Whether one more can be added."""
-        return bool(self.offered)
+    def is_open(self) -> bool:
+        """Whether there is anything to choose from."""
+        return self.is_offered and (bool(self.rows) or self.has_others)
 
 
 def chain_of(session: Session, site: Site, found: Sequence[Listed], error: str = "") -> Chain:

@@ -17,7 +17,6 @@ from webapp.connections.service import (
     primary_connection,
 )
 from webapp.delivery.models import Lane, Message, State, Tally, is_in
-from webapp.fields import N_
 from webapp.mailers import registry
 from webapp.maillog.service import connection_name
 from webapp.microsoft.models import Grant, GrantState
@@ -28,10 +27,7 @@ DAY = timedelta(hours=24)
 LATELY = timedelta(days=90)
 """So far back the list looks for when a connection was used."""
 NEWEST = 200
-"""So many of a site's last mails tell the exact time; before them, the hour."""
-
-NO_MAILER = N_("No mailer is chosen.")
-NOT_COMPLETE = N_("Its settings are not complete.")
+"""So many of a site's last mails, sent and failed, tell the exact time; before them, the hour."""
 
 
 class Readiness(StrEnum):
@@ -155,16 +151,17 @@ def _last_used(session: Session, site: Site, now: datetime) -> dict[int, datetim
         .group_by(Tally.connection_id)
     )
     found = {row[0]: row[1] for row in session.execute(by_hour) if row[0] is not None}
-    newest = (
-        sa.select(Message.connection_id, Message.finished_at)
-        .where(Message.site_id == site.id, Message.state == State.SENT)
-        .order_by(Message.id.desc())
-        .limit(NEWEST)
-    )
     exact: dict[int, datetime] = {}
-    for key, at in session.execute(newest):
-        if key is not None and at is not None:
-            exact[key] = max(at, exact.get(key, at))
+    for state in (State.SENT, State.FAILED):
+        newest = (
+            sa.select(Message.connection_id, Message.finished_at)
+            .where(Message.site_id == site.id, Message.state == state)
+            .order_by(Message.id.desc())
+            .limit(NEWEST)
+        )
+        for key, at in session.execute(newest):
+            if key is not None and at is not None:
+                exact[key] = max(at, exact.get(key, at))
     return found | exact
 
 
