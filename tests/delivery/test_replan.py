@@ -384,6 +384,12 @@ def test_released_mail_is_planned_anew_and_not_held_again(world: World, site: in
     with world.db.write_connection() as connection:
         assert modes.sites_to_stop(connection) == []
     assert set_mode(world, site, Mode.HOLD) == 0
+    with world.db.write() as session:
+        session.execute(sa.delete(Rule))
+    assert changed(world, site).moved == 1
+    why = world.message(queue_id).why
+    assert (why["code"], why["released"]) == ("primary", world.now.isoformat())
+    assert set_mode(world, site, Mode.HOLD) == 0
     assert world.gaps() == 0
 
 

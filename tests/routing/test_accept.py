@@ -87,6 +87,8 @@ def test_what_a_control_blocks_is_counted_and_over(world: World) -> None:
     row = world.message(accepted.queue_id)
     assert (accepted.state, row.finished_at, row.due_at) == (State.BLOCKED, world.now, None)
     assert (row.why["code"], row.why["name"]) == ("control", "No orders")
+    with world.db.read() as session:
+        assert session.scalars(sa.select(Recipient.is_due)).all() == [False]
     assert world.claim(lane) == []
     assert world.gaps() == 0
 
