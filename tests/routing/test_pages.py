@@ -17,7 +17,9 @@ from tests.factories import (
 from tests.pages import Browser, Node, Page
 from tests.routing.test_rules import one, save
 from webapp import i18n
+from webapp.accounts import rights
 from webapp.accounts.models import Role
+from webapp.accounts.rights import Right
 from webapp.connections.models import Connection
 from webapp.delivery.models import Content
 from webapp.installation import Installation
@@ -289,12 +291,26 @@ def test_a_mail_that_is_no_longer_kept_is_tried_by_what_the_log_knows(here: Here
     assert page.value("try-subject") == "Order 7"
 
 
+def test_a_dry_run_reads_a_logged_mail_only_for_those_who_may(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with here.installation.db.write() as session:
+        mail = a_message(session, here.site, raw=a_mail(text="Secret words")).queue_id
+    here.save(Draft(connection=here.other, groups=one("secret", "message")))
+    dry_run = f"{here.path('routing/try')}?mail={mail}"
+    assert "met, by “Secret words”" in here.client.get(dry_run).one(id="verdict").text
+    monkeypatch.setitem(rights.LOWEST, Right.READ_BODY, Role.OWNER)
+    told = here.client.get(dry_run).one(id="verdict").text
+    assert "You may not read what is in a mail" in told
+    assert "Secret words" not in told
+
+
 @pytest.mark.parametrize(
     ("mode", "words"),
     [
         (Mode.DO_NOT_SEND, "It would not be sent: the site’s mode is Do not send."),
         (Mode.HOLD, "It would be held: so is all mail of this site."),
-        (Mode.REDIRECT_TO, "It would leave by Office, the primary connection: no rule is met."),
+        (Mode.REDIRECT_TO, "It would leave by Office, the primary connection."),
     ],
 )
 def test_the_mode_of_the_site_counts_in_a_dry_run(here: Here, mode: Mode, words: str) -> None:

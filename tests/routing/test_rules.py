@@ -174,6 +174,17 @@ def test_a_rule_of_another_site_is_not_touched(installation: Installation) -> No
         assert session.scalar(sa.select(sa.func.count()).select_from(Rule)) == 3
 
 
+def test_a_rule_that_is_sent_twice_is_two_rules(installation: Installation) -> None:
+    with installation.db.write() as session:
+        site = a_site(session)
+        save(session, site, Draft(action="block", groups=one("a")), kind=RuleKind.CONTROL)
+        (mine,) = rules.rules_of(session, site, RuleKind.CONTROL)
+        save(session, site, mine, mine, kind=RuleKind.CONTROL)
+        first, second = rules.rules_of(session, site, RuleKind.CONTROL)
+        assert first == mine
+        assert second.uid != mine.uid
+
+
 def test_waiting_mail_is_planned_by_the_saved_rules_at_once(installation: Installation) -> None:
     with installation.db.write() as session:
         site = a_site(session)

@@ -424,6 +424,8 @@ def verdict(made: Trial) -> tuple[Status, str]:
         return MAIL[State.SENT], _(
             "It would leave by %(name)s: rule %(rule)s is met.", name=by, rule=named(decider)
         )
+    if not made.is_routing_on:
+        return MAIL[State.SENT], _("It would leave by %(name)s, the primary connection.", name=by)
     return MAIL[State.SENT], _(
         "It would leave by %(name)s, the primary connection: no rule is met.", name=by
     )
