@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from webapp import schema
 from webapp.db import Base, Database, SealedText, UTCDateTime
@@ -41,6 +42,12 @@ def same_type(
     if isinstance(wanted, SealedText):
         return not isinstance(is_, sa.Text)
     return None
+
+
+def test_the_files_of_the_revisions_are_named_after_them() -> None:
+    script = ScriptDirectory(str(schema.MIGRATIONS))
+    assert schema.known() == {found.revision for found in script.walk_revisions()}
+    assert schema.head() == script.get_current_head()
 
 
 def test_migrating_twice_changes_nothing(db: Database) -> None:

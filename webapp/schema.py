@@ -1,12 +1,13 @@
-"""The database's revision: bring it up to date, or refuse what does not fit."""
+"""The database's revision: bring it up to date, or refuse what does not fit.
 
+Alembic is imported when something has to be migrated: every command looks at the revision, and few
+have to wait for more.
+"""
+
+from functools import cache
 from pathlib import Path
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 
 import webapp.accounts.models
 import webapp.api.models
@@ -20,31 +21,24 @@ import webapp.sites.models  # noqa: F401  (every table is known once these are i
 from webapp.db import Database
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+_VERSION = sa.table("alembic_version", sa.column("version_num", sa.String))
 
 
 class SchemaError(Exception):
     """The database is at a revision this program cannot work with; the text says what to do."""
 
 
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("path_separator", "os")
-    return config
-
-
 def head() -> str:
     """The revision this program needs."""
-    found = ScriptDirectory.from_config(_config()).get_current_head()
-    if found is None:
-        raise SchemaError("no revision is shipped with this program")
-    return found
+    return max(known())
 
 
 def current(db: Database) -> str | None:
     """The revision the database is at; None when it is empty."""
     with db.reader.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision()
+        if not sa.inspect(connection).has_table(_VERSION.name):
+            return None
+        return connection.scalar(sa.select(_VERSION.c.version_num))
 
 
 def is_empty(db: Database) -> bool:
@@ -70,9 +64,10 @@ def check(db: Database) -> None:
     )
 
 
-def known() -> set[str]:
-    """Every revision shipped with this program."""
-    return {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+@cache
+def known() -> frozenset[str]:
+    """Every revision shipped with this program; the name of its file begins with it."""
+    return frozenset(path.name[:4] for path in MIGRATIONS.glob("versions/[0-9]*.py"))
 
 
 def migrate(db: Database) -> tuple[str | None, str]:
@@ -95,7 +90,12 @@ def build(db: Database, revision: str) -> None:
 
 
 def _upgrade(db: Database, revision: str = "head") -> None:
-    config = _config()
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
     with db.writer.connect() as connection:
         if db.is_sqlite:
             # Batch mode recreates tables; with foreign keys on, that would delete their children.
