@@ -16,11 +16,12 @@ from webapp.crypto import new_key
 def house(tmp_path: Path) -> House:
     made = House(tmp_path / "instance", "")
     made.command("migrate")
+    made.commands_start_processes = True
     return made
 
 
 def test_nothing_but_migrate_works_on_an_empty_database(tmp_path: Path) -> None:
-    house = House(tmp_path / "instance", "")
+    house = House(tmp_path / "instance", "", commands_start_processes=True)
     assert house.refused("site", "list") == (
         78,
         "postroom: The database is empty. Run: postroom migrate\n",
@@ -66,6 +67,7 @@ def test_sendmail_takes_what_programs_hand_it(house: House) -> None:
 def test_sendmail_refuses_with_the_code_programs_know(
     house: House, arguments: list[str], stdin: bytes, code: int, words: str
 ) -> None:
+    house.commands_start_processes = False
     house.made("site", "create", "Shop")
     found, said = house.refused("sendmail", *arguments, stdin=stdin)
     assert found == code
@@ -73,6 +75,7 @@ def test_sendmail_refuses_with_the_code_programs_know(
 
 
 def test_sendmail_asks_which_site_when_there_are_several(house: House) -> None:
+    house.commands_start_processes = False
     house.made("site", "create", "Shop")
     house.made("site", "create", "Blog")
     code, said = house.refused("sendmail", "a@example.org", stdin=a_mail())

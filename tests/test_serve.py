@@ -97,7 +97,7 @@ def test_readiness_needs_a_worker_and_health_does_not(tmp_path: Path) -> None:
 
 
 def test_an_open_door_without_tls_is_refused(tmp_path: Path) -> None:
-    house = House(tmp_path / "instance", "")
+    house = House(tmp_path / "instance", "", commands_start_processes=True)
     house.environment_more = {"POSTROOM_SUBMISSION_LISTEN": f"0.0.0.0:{house.smtp}"}
     code, words = house.refused("serve")
     assert code == 78
@@ -105,6 +105,7 @@ def test_an_open_door_without_tls_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_login_survives_the_restart_of_everything(house: House) -> None:
+    house.commands_start_processes = True
     slug = house.made("site", "create", "Shop")["slug"]
     login = house.made("credential", "create", slug, "--kind", "smtp")
     house.kill("serve")

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from tests.rig.commands import Done, run_here
 from tests.rig.linking import link
 from tests.rig.ports import free_port
 from tests.rig.sandbox import Sandbox
@@ -144,6 +145,9 @@ class House:
     process: subprocess.Popen[bytes] | None = None
     environment_more: dict[str, str] = field(default_factory=dict)
     last_output: str = ""
+    commands_start_processes: bool = False
+    """Whether commands are run as people run them. That takes ten times as long: one test for each
+    command does it, and whatever only needs something made does not."""
 
     def __post_init__(self) -> None:
         self.instance.mkdir(parents=True, exist_ok=True)
@@ -173,8 +177,10 @@ class House:
         self.last_output = done.stdout.decode()
         return done.returncode, done.stderr.decode()
 
-    def _run(self, arguments: Sequence[str], stdin: bytes) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
+    def _run(self, arguments: Sequence[str], stdin: bytes) -> Done:
+        if not self.commands_start_processes:
+            return run_here(arguments, self.environment, stdin)
+        done = subprocess.run(
             [sys.executable, "-m", "webapp.cli", *arguments],
             cwd=ROOT,
             env=self.environment,
@@ -182,6 +188,7 @@ class House:
             capture_output=True,
             check=False,
         )
+        return Done(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
 
     def made(self, *arguments: str, stdin: bytes = b"") -> Any:
         """The same, its JSON read."""

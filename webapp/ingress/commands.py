@@ -3,6 +3,7 @@
 import os
 import pwd
 import sys
+from contextlib import closing
 from typing import NoReturn
 
 import click
@@ -12,7 +13,7 @@ from webapp.delivery.models import Source
 from webapp.delivery.wake import Waker
 from webapp.disk import FULL, Disk
 from webapp.ingress.accept import NotAccepted, Submission, prepare, store
-from webapp.installation import open_installation
+from webapp.installation import Installation, open_installation
 from webapp.mime.facts import facts_of
 from webapp.sites.models import Site
 
@@ -48,11 +49,17 @@ def sendmail(
     bad = [address for address in wanted if "@" not in address]
     if bad:
         _refuse(f"{bad[0]} is not a mail address", NO_USER)
-    _queue(raw, wanted, sender or facts.from_email, slug)
+    with closing(open_installation()) as installation:
+        _queue(installation, raw, wanted, sender or facts.from_email, slug)
 
 
-def _queue(raw: bytes, recipients: tuple[str, ...], sender: str, slug: str | None) -> None:
-    installation = open_installation()
+def _queue(
+    installation: Installation,
+    raw: bytes,
+    recipients: tuple[str, ...],
+    sender: str,
+    slug: str | None,
+) -> None:
     db = installation.db
     if len(raw) > installation.settings.max_message_bytes:
         _refuse("the mail is too large", DATA)
@@ -76,7 +83,8 @@ def _queue(raw: bytes, recipients: tuple[str, ...], sender: str, slug: str | Non
         _refuse(refusal.reply, DATA)
     except sa.exc.DBAPIError as error:
         _refuse(f"the mail could not be stored: {error.orig}", TEMPORARY)
-    Waker(installation.settings.instance).wake()
+    with closing(Waker(installation.settings.instance)) as waker:
+        waker.wake()
     click.echo(f"queued as {accepted.queue_id}", err=True)
 
 
