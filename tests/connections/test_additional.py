@@ -169,7 +169,7 @@ def test_the_list_says_how_each_does_and_what_uses_it(
     found = row(page, "Host relay").text
     for words in ("Ready", "Backup 1, 1 rule", "just now"):
         assert words in found
-    assert [cell.text for cell in row(page, "Host relay").all("td", class_="num")] == ["1", "1"]
+    assert [cell.text for cell in row(page, "Host relay").all("td", class_="num")][:2] == ["1", "1"]
     for words in ("Failing", "since", "421 busy"):
         assert words in row(page, "Old server").text
     assert "Not complete" in row(page, "Half done").text

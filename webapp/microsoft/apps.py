@@ -19,6 +19,7 @@ from webapp.accounts.models import Role
 from webapp.accounts.rights import Access, Right, allows
 from webapp.config import Settings
 from webapp.connections.models import Connection
+from webapp.connections.places import page_of
 from webapp.delivery.models import Lane, Message
 from webapp.explain.match import explain
 from webapp.explain.model import Explanation, values_for
@@ -576,6 +577,7 @@ def app_page(form: AppForm, app: OAuthApp | None) -> str:
         secret=stored_secret(app, form, today),
         successor=stored_successor(app, form, today),
         users=users,
+        page_of=page_of,
         explanation=explained(app) if app else None,
         known=known_about(app) if app else {},
         guide=guide,
