@@ -27,7 +27,7 @@ _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 _SETTING_ROW = re.compile(r"^\| `(POSTROOM_\w+)` \|", re.MULTILINE)
-_COMMAND_ROW = re.compile(r"^\| `postroom ([a-z ]+)[^`]*` \|", re.MULTILINE)
+_COMMAND_ROW = re.compile(r"^\| `postroom ([a-z -]+)[^`]*` \|", re.MULTILINE)
 _REFUSAL = re.compile(r'f?"([45]\d\d \d\.\d{1,3}\.\d{1,3}) ')
 
 
