@@ -204,7 +204,12 @@ class House:
                 stdout=log,
                 stderr=log,
             )
-        wait_for(lambda: greets(self.smtp), "the listener")
+        wait_for(self._greets, "the listener")
+
+    def _greets(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, f"it ended at once:\n{self.log()}"
+        return greets(self.smtp)
 
     def pid_of(self, part: str) -> int:
         """The process that runs a part now, as the supervisor logged it."""
@@ -215,14 +220,13 @@ class House:
         return int(found[-1])
 
     def kill_host(self) -> None:
-        """kill -9 of everything at once, as a power cut does, and a start."""
+        """kill -9 of everything at once, as a power cut does; `start()` is up to you."""
         assert self.process is not None
         everything = [self.pid_of(part) for part in ("serve", "web", "submission", "deliver")]
         for pid in everything:
             os.kill(pid, signal.SIGKILL)
         self.process.wait()
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in everything), "the end")
-        self.start()
 
     def kill(self, part: str) -> None:
         """kill -9, and start the supervisor again when it was the one."""
