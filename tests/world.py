@@ -9,10 +9,10 @@ import sqlalchemy as sa
 
 from tests.factories import give_tables
 from webapp import ids
-from webapp.connections.models import Connection
+from webapp.connections.models import Backup, Connection
 from webapp.db import Database
+from webapp.delivery import detours, queue, tally, upkeep
 from webapp.delivery import finish as finishing
-from webapp.delivery import queue, tally, upkeep
 from webapp.delivery.decide import Claimed, Finished, Result
 from webapp.delivery.models import Attempt, Lane, Message, Recipient, Source
 from webapp.ingress.accept import Accepted, Submission, prepare, store
@@ -146,7 +146,8 @@ class World:
             return queue.claim(connection, lane, found, {}, self.now, most or {})
 
     def finish(self, claim: Claimed, result: Result | None = None) -> None:
-        """Write down a result; none given is a success."""
+        """Write down a result; none given is a success. Backups take over, lanes stay as they
+        are."""
         done = Finished(
             claim=claim,
             result=result or Result(code="250", words="ok"),
@@ -154,7 +155,24 @@ class World:
         )
         with self.db.write_connection() as connection:
             queue.fence(connection, [claim.lane_id], self.token)
-            finishing.finish(connection, [done], {})
+            chains = detours.chains_of(connection, [claim.site_id])
+            keys = [claim.planned_id, claim.connection_id]
+            ways = detours.ways_for(connection, chains, keys)
+            finishing.finish(connection, [done], {}, ways=ways)
+
+    def a_chain(self, site: int, *connections: int) -> None:
+        """Give the site these backups, in this order."""
+        with self.db.write() as session:
+            session.execute(sa.delete(Backup).where(Backup.site_id == site))
+            session.add_all(
+                Backup(site_id=site, position=position, connection_id=connection)
+                for position, connection in enumerate(connections, 1)
+            )
+
+    def set_lane(self, lane: int, **values: Any) -> None:
+        """Change columns of a lane."""
+        with self.db.write() as session:
+            session.execute(sa.update(Lane).where(Lane.id == lane).values(**values))
 
     def message(self, queue_id: str) -> Message:
         """The row as it is now."""

@@ -491,7 +491,7 @@ def test_a_token_endpoint_cannot_ask_for_ever_either(header: str, seconds: int |
     answer = requests.Response()
     answer.headers["Retry-After"] = header
     wanted = None if seconds is None else timedelta(seconds=seconds)
-    assert token_endpoint._retry_after(answer) == wanted
+    assert token_endpoint.retry_after(answer) == wanted
 
 
 # ---- with a worker and a server ----

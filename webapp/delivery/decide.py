@@ -57,6 +57,17 @@ class Claimed:
     """How often it was asked before."""
     sought: str = ""
     """The Message-ID that is looked for; empty where the attempt did not live to note it."""
+    started_at: datetime | None = None
+    """When it was tried for the first time."""
+    is_test: bool = False
+    has_chain: bool = False
+    """Whether a backup may carry it."""
+    planned_id: int | None = None
+    """The connection that routing chose."""
+    detour: Mapping[str, Any] | None = None
+    """What it met at other connections; see `delivery.backups`."""
+    is_unclear_later: bool = False
+    """Whether one of those that come later may have it already."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,7 +23,9 @@ from webapp.connections.service import NotReady, load_mailer
 from webapp.crypto import Keyring, SealError
 from webapp.db import Database
 from webapp.delivery import queue
+from webapp.delivery.backups import NO_WAYS, Chain, Ways, wants_way
 from webapp.delivery.decide import Claimed, Finished
+from webapp.delivery.detours import chains_of, ways_for
 from webapp.delivery.finish import finish, still_open
 from webapp.delivery.lanes import Limits, Pace
 from webapp.delivery.models import Lane, Message
@@ -32,7 +35,7 @@ from webapp.delivery.settle import settle
 from webapp.delivery.upkeep import reconcile
 from webapp.mailers.base import Mailer
 from webapp.mime.outgoing import FromBlock, Placeholders
-from webapp.sites.models import Site
+from webapp.sites.models import Site, SitePace
 
 log = structlog.get_logger(__name__)
 
@@ -47,6 +50,7 @@ class LaneState:
 
     id: int
     pace: Pace
+    is_paused: bool = False
     is_blocked: bool = False
     blocked_until: datetime | None = None
     trips: int = 0
@@ -55,6 +59,8 @@ class LaneState:
 
     def stands(self, now: datetime) -> bool:
         """Whether nothing may be claimed from it now."""
+        if self.is_paused:
+            return True
         if self.is_blocked and (self.blocked_until is None or self.blocked_until > now):
             return True
         return self.not_before is not None and self.not_before > now
@@ -65,8 +71,16 @@ class Taken:
     """What one step claimed, until its commit is through."""
 
     claims: list[Claimed] = field(default_factory=list)
-    paces: list[tuple[LaneState, int, int]] = field(default_factory=list)
-    """Lane, mails, recipients."""
+    paces: list[tuple[Pace, int, int]] = field(default_factory=list)
+    """Of a lane or a site: mails, recipients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteNow:
+    """What an attempt of a site's mail needs to know of it."""
+
+    placeholders: Placeholders
+    chain: Chain
 
 
 _LANES_NOW = sa.select(Connection.id, Connection.lane_id).where(
@@ -78,6 +92,11 @@ _WHOSE = (
     .outerjoin(Connection, Connection.id == Message.connection_id)
     .where(Message.id.in_(sa.bindparam("ids", expanding=True)))
     .distinct()
+)
+
+
+_LIMITED_SITES = sa.select(Site.id, Site.per_minute, Site.per_hour, Site.per_day).where(
+    sa.or_(Site.per_minute.is_not(None), Site.per_hour.is_not(None), Site.per_day.is_not(None))
 )
 
 
@@ -107,7 +126,9 @@ class Drain:
         self._turn = 0
         self._refresh_at = 0.0
         self._opened: dict[int, Opened] = {}
-        self._placeholders: dict[int, Placeholders] = {}
+        self._sites: dict[int, SiteNow] = {}
+        self._paces: dict[int, Pace] = {}
+        """Of the sites that have limits of their own."""
         self._outcomes = Outcomes()
         self._unsure = False
 
@@ -127,13 +148,13 @@ class Drain:
                 if self._unsure:
                     self._make_sure(connection, now)
                 queue.fence(connection, {item.claim.lane_id for item in mine}, self._token)
-                self._record(connection, still_open(connection, mine), now)
+                moved = self._record(connection, still_open(connection, mine), now)
                 if claiming:
-                    self._claim(connection, taken, mine, now, look=look)
+                    self._claim(connection, taken, mine, now, look=look or bool(moved))
             jobs = [self._job(claim) for claim in taken.claims]
         except sa.exc.SQLAlchemyError:
-            for lane, mails, recipients in taken.paces:
-                lane.pace.take(now, -mails, -recipients)
+            for pace, mails, recipients in taken.paces:
+                pace.take(now, -mails, -recipients)
             self._unsure = True
             self._refresh_at = 0.0
             self._outcomes.undo()
@@ -171,11 +192,10 @@ class Drain:
             self._outcomes.forget()
             log.warning("the health of a connection could not be noted", error=type(error).__name__)
 
-    def _record(
-        self, connection: DbConnection, finished: Sequence[Finished], now: datetime
-    ) -> None:
+    def _record(self, connection: DbConnection, finished: Sequence[Finished], now: datetime) -> int:
+        """Write down what ended; returns how many mails go on by another connection."""
         if not finished:
-            return
+            return 0
         keys = {item.claim.connection_id for item in finished}
         lanes: dict[int, int | None] = {
             row.id: row.lane_id for row in connection.execute(_LANES_NOW, {"keys": sorted(keys)})
@@ -190,13 +210,30 @@ class Drain:
             for lane_id, block in blocks.items()
             if block.trips and block.until is not None
         }
-        finish(connection, sent, lanes, closed)
+        moved = finish(connection, sent, lanes, closed, self._ways(connection, sent))
         settle(connection, looked, closed)
         for lane_id, block in blocks.items():
             lane = self._lanes.get(lane_id)
             if lane is not None:
                 lane.is_blocked, lane.blocked_until = block.is_blocked, block.until
                 lane.trips = block.trips
+        return moved
+
+    def _ways(self, connection: DbConnection, finished: Sequence[Finished]) -> Ways:
+        """What is known of backups, where these attempts may need one."""
+        claims = [item.claim for item in finished if wants_way(item)]
+        if not claims:
+            return NO_WAYS
+        self._load_sites(connection, {claim.site_id for claim in claims})
+        chains = {
+            claim.site_id: self._sites[claim.site_id].chain
+            for claim in claims
+            if claim.site_id in self._sites
+        }
+        if not any(chain.backups for chain in chains.values()):
+            return NO_WAYS
+        keys = [key for claim in claims for key in (claim.planned_id, claim.connection_id)]
+        return ways_for(connection, chains, keys)
 
     # -- claiming
 
@@ -266,7 +303,9 @@ class Drain:
         count = slots if room is None else min(slots, room)
         if count <= 0:
             return 0
-        found, lane.last_site = queue.due_ids(connection, lane.id, count, lane.last_site, now)
+        found, lane.last_site = queue.due_ids(
+            connection, lane.id, count, lane.last_site, now, partial(self._room, now)
+        )
         if not found:
             self._due.remove(lane.id)
             return 0
@@ -295,15 +334,39 @@ class Drain:
             settling=self._settling(),
         )
         taken.claims.extend(claims)
+        self._count_for_sites(connection, taken, claims, now)
         mails = sum(not claim.is_look for claim in claims)
         if lane.pace.windows and mails:
             recipients = sum(len(claim.recipients) for claim in claims)
             lane.pace.take(now, mails, recipients)
-            taken.paces.append((lane, mails, recipients))
+            taken.paces.append((lane.pace, mails, recipients))
             connection.execute(
                 sa.update(Lane).where(Lane.id == lane.id).values(windows=lane.pace.stored())
             )
         return len(claims)
+
+    def _room(self, now: datetime, site_id: int) -> int | None:
+        pace = self._paces.get(site_id)
+        return None if pace is None else pace.room(now)
+
+    def _count_for_sites(
+        self, connection: DbConnection, taken: Taken, claims: Sequence[Claimed], now: datetime
+    ) -> None:
+        """An attempt counts for its site's own limits, whichever lane it leaves by; a test does
+        not."""
+        counts = Counter(
+            claim.site_id
+            for claim in claims
+            if claim.site_id in self._paces and not (claim.is_look or claim.is_test)
+        )
+        for site_id, mails in counts.items():
+            pace = self._paces[site_id]
+            pace.take(now, mails, 0)
+            taken.paces.append((pace, mails, 0))
+            keep = sa.update(SitePace).where(SitePace.site_id == site_id)
+            if not connection.execute(keep.values(windows=pace.stored())).rowcount:
+                first = sa.insert(SitePace).values(site_id=site_id, windows=pace.stored())
+                connection.execute(first)
 
     def _most_recipients(self) -> dict[int, int]:
         """By connection, where a mailer has such a limit."""
@@ -328,10 +391,27 @@ class Drain:
             return
         self._refresh_at = time.monotonic() + LOOK_AGAIN
         self._opened.clear()
-        self._placeholders.clear()
+        self._sites.clear()
         self._outcomes.forget()
+        self._refresh_paces(connection)
         for row in connection.execute(sa.select(Lane).where(Lane.id.in_(self._due))).mappings():
             self._refresh_lane(row)
+
+    def _refresh_paces(self, connection: DbConnection) -> None:
+        """Limits of sites; what was counted is read only where it is not known."""
+        rows = connection.execute(_LIMITED_SITES).all()
+        limits = {
+            row.id: Limits(per_minute=row.per_minute, per_hour=row.per_hour, per_day=row.per_day)
+            for row in rows
+        }
+        known = {key: pace for key, pace in self._paces.items() if pace.limits == limits.get(key)}
+        new = sorted(limits.keys() - known.keys())
+        windows: dict[int, Any] = {}
+        if new:
+            counted = sa.select(SitePace.site_id, SitePace.windows)
+            found = connection.execute(counted.where(SitePace.site_id.in_(new)))
+            windows = {row.site_id: row.windows for row in found}
+        self._paces = known | {key: Pace(limits[key], windows.get(key, {})) for key in new}
 
     def _refresh_lane(self, row: Any) -> None:
         limits = Limits(
@@ -347,6 +427,7 @@ class Drain:
         elif lane.pace.limits != limits:
             lane.pace = Pace(limits, row["windows"])
             lane.not_before = None
+        lane.is_paused = row["is_paused"]
         lane.is_blocked = row["is_blocked"]
         lane.blocked_until = row["blocked_until"]
         lane.trips = row["trips"]
@@ -356,23 +437,31 @@ class Drain:
     def _open(self, connection: DbConnection, ids: Sequence[int]) -> None:
         """Connections and sites of these messages, opened once and kept for a second."""
         rows = connection.execute(_WHOSE, {"ids": ids}).all()
-        sites = {row.site_id for row in rows} - self._placeholders.keys()
         keys = {row.connection_id for row in rows if row.connection_id and not self._knows(row)}
-        if sites:
-            found = connection.execute(
-                sa.select(Site.id, Site.placeholder_emails, Site.placeholder_names).where(
-                    Site.id.in_(sites)
-                )
-            )
-            for row in found:
-                self._placeholders[row.id] = Placeholders(
-                    emails=tuple(row.placeholder_emails), names=tuple(row.placeholder_names)
-                )
+        self._load_sites(connection, {row.site_id for row in rows})
         if keys:
             with Session(bind=connection) as session:
                 query = sa.select(Connection).where(Connection.id.in_(keys))
                 for found_one in session.scalars(query):
                     self._opened[found_one.id] = self._open_one(found_one)
+
+    def _load_sites(self, connection: DbConnection, site_ids: Set[int]) -> None:
+        wanted = site_ids - self._sites.keys()
+        if not wanted:
+            return
+        chains = chains_of(connection, wanted)
+        found = connection.execute(
+            sa.select(Site.id, Site.placeholder_emails, Site.placeholder_names).where(
+                Site.id.in_(wanted)
+            )
+        )
+        for row in found:
+            self._sites[row.id] = SiteNow(
+                placeholders=Placeholders(
+                    emails=tuple(row.placeholder_emails), names=tuple(row.placeholder_names)
+                ),
+                chain=chains.get(row.id, Chain()),
+            )
 
     def _knows(self, row: Any) -> bool:
         """Whether the settings at hand are those that count: a save counts at the next claim."""
@@ -410,10 +499,11 @@ class Drain:
             return load_mailer(connection, self._keyring)
 
     def _job(self, claim: Claimed) -> Job:
+        site = self._sites.get(claim.site_id)
         return Job(
             claim=claim,
             opened=self._opened.get(claim.connection_id, GONE),
-            placeholders=self._placeholders.get(claim.site_id, NO_PLACEHOLDERS),
+            placeholders=site.placeholders if site is not None else NO_PLACEHOLDERS,
         )
 
 

@@ -3,12 +3,14 @@
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from webapp.delivery.backups import NO_WAYS, Turn, Ways, onward
 from webapp.delivery.decide import (
     CANNOT_KNOW,
     LOOKS,
@@ -26,6 +28,8 @@ from webapp.delivery.tally import add_tally
 from webapp.mailers.errors import DeliveryError, FailureKind, UncertainError
 
 WORDS_SHOWN = 500
+ONWARD = "onward"
+"""In the details of an attempt: the connection that the mail went on to."""
 
 _FINISH_MESSAGE = (
     sa.update(Message)
@@ -34,6 +38,10 @@ _FINISH_MESSAGE = (
         state=sa.bindparam("to_state"),
         due_at=sa.bindparam("to_due_at"),
         lane_id=sa.bindparam("to_lane"),
+        connection_id=sa.func.coalesce(
+            sa.bindparam("to_connection", type_=Message.connection_id.type), Message.connection_id
+        ),
+        detour=sa.bindparam("to_detour", type_=Message.detour.type),
         finished_at=sa.bindparam("to_finished_at"),
         failures=sa.bindparam("to_failures"),
         unclear=sa.bindparam("to_unclear"),
@@ -57,6 +65,15 @@ _FINISH_RECIPIENT = (
         words=sa.bindparam("to_words"),
         attempt=sa.bindparam("to_attempt"),
     )
+)
+
+_REVIVE = (
+    sa.update(Recipient)
+    .where(
+        Recipient.message_id == sa.bindparam("key"),
+        Recipient.position == sa.bindparam("key_position"),
+    )
+    .values(state=State.DEFERRED, is_due=True)
 )
 
 _FINISH_ATTEMPT = (
@@ -97,31 +114,63 @@ def still_open(connection: Connection, finished: Sequence[Finished]) -> list[Fin
 NOTHING_CLOSED: Mapping[int, datetime] = {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """An attempt that is over, and what follows from it."""
+
+    item: Finished
+    steps: Mapping[int, Step]
+    turn: Turn | None
+    """Where the mail goes now; None where it stays at its connection."""
+    is_closed: bool
+    """Whether nobody knocks at its lane for a while."""
+
+
 def finish(
     connection: Connection,
     finished: Sequence[Finished],
     lanes: Mapping[int, int | None],
     closed: Mapping[int, datetime] = NOTHING_CLOSED,
-) -> None:
-    """Write down what came of these attempts. `lanes` is each connection's lane by now, and
-    `closed` says until when nobody knocks, by lane, where a breaker is open."""
-    messages, recipients, attempts = [], [], []
+    ways: Ways = NO_WAYS,
+) -> int:
+    """Write down what came of these attempts; returns how many mails go on by another connection.
+
+    `lanes` is each connection's lane by now, `closed` says until when nobody knocks, by lane, where
+    a breaker is open, and `ways` what is known of backups.
+    """
+    messages, recipients, revived, attempts = [], [], [], []
     counts: Counter[tuple[int, int | None, str]] = Counter()
+    moved = 0
     for item in finished:
-        until = closed.get(item.claim.lane_id)
-        steps = _steps(item, until)
-        message = _message_values(item, steps, lanes, is_closed=until is not None)
+        ending = _ending(item, closed.get(item.claim.lane_id), ways)
+        message = _message_values(ending, lanes)
         messages.append(message)
-        recipients.extend(_recipient_values(item, steps))
-        attempts.append(_attempt_values(item, steps, message["to_due_at"]))
+        recipients.extend(_recipient_values(ending))
+        revived.extend(_revived(ending))
+        attempts.append(_attempt_values(ending, message["to_due_at"]))
+        moved += ending.turn is not None and ending.turn.is_moved
         if message["to_due_at"] is None:
             counts[item.claim.site_id, item.claim.connection_id, message["to_state"].value] += 1
     if not messages:
-        return
+        return 0
     connection.execute(_FINISH_MESSAGE, messages)
     connection.execute(_FINISH_RECIPIENT, recipients)
+    if revived:
+        connection.execute(_REVIVE, revived)
     connection.execute(_FINISH_ATTEMPT, attempts)
     add_tally(connection, counts, max(item.finished_at for item in finished))
+    return moved
+
+
+def _ending(item: Finished, closed_until: datetime | None, ways: Ways) -> Ending:
+    steps = _steps(item, closed_until)
+    turn = onward(item, steps, ways)
+    return Ending(
+        item=item,
+        steps=steps if turn is None else turn.steps,
+        turn=turn,
+        is_closed=closed_until is not None,
+    )
 
 
 def _steps(item: Finished, closed_until: datetime | None) -> dict[int, Step]:
@@ -139,32 +188,32 @@ def _steps(item: Finished, closed_until: datetime | None) -> dict[int, Step]:
     }
 
 
-def _message_values(
-    item: Finished,
-    steps: Mapping[int, Step],
-    lanes: Mapping[int, int | None],
-    *,
-    is_closed: bool,
-) -> dict[str, Any]:
+def _message_values(ending: Ending, lanes: Mapping[int, int | None]) -> dict[str, Any]:
+    item, turn = ending.item, ending.turn
     claim, result = item.claim, item.result
     # What else is due comes after the remote was asked: one answer settles one attempt.
-    later = item.finished_at if claim.later and not result.can_settle else None
-    state, due_at = derive(steps.values(), claim.others, later=later)
+    goes_on = (claim.later and not result.can_settle) or (turn is not None and turn.revived)
+    later = item.finished_at if goes_on else None
+    state, due_at = derive(ending.steps.values(), claim.others, later=later)
     errors = [error for error in (result.error, *result.refused.values()) if error is not None]
     errors.sort(key=lambda error: error.kind is not FailureKind.PERMANENT)
-    outside = is_closed and is_unreachable(result.error)
+    outside = ending.is_closed and is_unreachable(result.error)
     counted = any(
         error.kind is FailureKind.TRANSIENT and not is_throttling(error) for error in errors
     )
     unclear = any(isinstance(error, UncertainError) for error in errors)
     code, words = (errors[0].code, errors[0].words) if errors else (result.code, result.words)
+    failures = max(claim.failures, 1) if outside else claim.failures + counted
+    target = turn if turn is not None and turn.is_moved else None
     return {
         "key": claim.message_id,
         "to_state": state,
         "to_due_at": due_at,
-        "to_lane": lanes.get(claim.connection_id, claim.lane_id),
+        "to_lane": target.lane_id if target else lanes.get(claim.connection_id, claim.lane_id),
+        "to_connection": target.connection_id if target else None,
+        "to_detour": turn.detour if turn else claim.detour,
         "to_finished_at": None if due_at else item.finished_at,
-        "to_failures": max(claim.failures, 1) if outside else claim.failures + counted,
+        "to_failures": 0 if turn and turn.begins_anew else failures,
         "to_unclear": claim.unclear + unclear,
         "to_looks": 0 if result.can_settle or not unclear else LOOKS,
         # A last attempt that went well does not explain why others of its recipients failed.
@@ -174,9 +223,10 @@ def _message_values(
     }
 
 
-def _recipient_values(item: Finished, steps: Mapping[int, Step]) -> list[dict[str, Any]]:
+def _recipient_values(ending: Ending) -> list[dict[str, Any]]:
+    item = ending.item
     rows = []
-    for position, step in steps.items():
+    for position, step in ending.steps.items():
         error = item.result.error_of(position)
         rows.append(
             {
@@ -192,9 +242,14 @@ def _recipient_values(item: Finished, steps: Mapping[int, Step]) -> list[dict[st
     return rows
 
 
-def _attempt_values(
-    item: Finished, steps: Mapping[int, Step], due_at: datetime | None
-) -> dict[str, Any]:
+def _revived(ending: Ending) -> list[dict[str, int]]:
+    positions = ending.turn.revived if ending.turn else ()
+    key = ending.item.claim.message_id
+    return [{"key": key, "key_position": position} for position in positions]
+
+
+def _attempt_values(ending: Ending, due_at: datetime | None) -> dict[str, Any]:
+    item, steps, turn = ending.item, ending.steps, ending.turn
     result = item.result
     error = result.error
     refused = next(iter(result.refused.values()), None)
@@ -210,6 +265,8 @@ def _attempt_values(
     details = dict(result.details) | {"recipients": len(steps)}
     if due_at is not None:
         details["next_at"] = due_at.isoformat()
+    if turn is not None and turn.is_moved:
+        details[ONWARD] = turn.connection_id
     if result.refused:
         details["refused"] = len(result.refused)
     if outcome is Outcome.UNCERTAIN and not result.can_settle:

@@ -5,15 +5,17 @@ because a partial index is used only where the statement itself says what the in
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from webapp.delivery.backups import has_chain
 from webapp.delivery.decide import LOOKS, Claimed, may_go_again
 from webapp.delivery.lanes import LONGEST_PAUSE
-from webapp.delivery.models import Attempt, Lane, Message, Outcome, Recipient, State
+from webapp.delivery.models import Attempt, Lane, Message, Outcome, Recipient, Source, State
 from webapp.mailers.errors import Cause
 from webapp.sites.models import Site
 
@@ -34,7 +36,8 @@ class LaneLost(Exception):
 
 
 _DUE_LANES = sa.text(
-    "SELECT lane.id FROM lane WHERE (NOT lane.is_blocked OR lane.blocked_until <= :now) AND EXISTS "
+    "SELECT lane.id FROM lane WHERE NOT lane.is_paused "
+    "AND (NOT lane.is_blocked OR lane.blocked_until <= :now) AND EXISTS "
     "(SELECT 1 FROM message WHERE message.lane_id = lane.id AND message.due_at <= :now) "
     "ORDER BY lane.id"
 ).bindparams(sa.bindparam("now", type_=Message.due_at.type))
@@ -57,6 +60,14 @@ _DUE_MESSAGES = sa.text(
     "SELECT id FROM message WHERE lane_id = :lane AND site_id = :site AND due_at <= :now "
     "ORDER BY due_at, id LIMIT :count"
 ).bindparams(sa.bindparam("now", type_=Message.due_at.type))
+
+_DUE_TESTS = sa.text(
+    "SELECT id FROM message WHERE lane_id = :lane AND site_id = :site AND due_at <= :now "
+    "AND source = 'test' ORDER BY due_at, id LIMIT :count"
+).bindparams(sa.bindparam("now", type_=Message.due_at.type))
+
+TESTS_GO_FIRST = timedelta(days=15)
+"""Tests are due longer ago than all other mail, so that a few rows are looked at to find them."""
 
 _STILL_ON_ITS_LANE = sa.func.coalesce(Message.lane_id, 0) == sa.bindparam("lane")
 """A page may have moved a mail a moment ago. Written so that no index on lanes can be used: SQLite
@@ -146,6 +157,11 @@ _CLAIMED = (
         Message.failures,
         Message.unclear,
         Message.looks,
+        Message.source,
+        Message.started_at,
+        Message.planned_id,
+        Message.routed_version,
+        Message.detour,
         Site.after_unclear,
     )
     .join(Site, Site.id == Message.site_id)
@@ -190,35 +206,62 @@ def due_lanes(connection: Connection, now: datetime) -> list[int]:
     return list(connection.execute(_DUE_LANES, {"now": now}).scalars())
 
 
+Room = Callable[[int], int | None]
+"""How many mails a site may send now, by its own limits; None is unlimited."""
+
+
+def no_limit(_site_id: int) -> int | None:
+    """Room for everything."""
+    return None
+
+
 def due_ids(
-    connection: Connection, lane_id: int, count: int, after_site: int, now: datetime
+    connection: Connection,
+    lane_id: int,
+    count: int,
+    after_site: int,
+    now: datetime,
+    room: Room = no_limit,
 ) -> tuple[list[int], int]:
     """Up to `count` due messages of a lane, round robin over its sites from `after_site` on.
 
-    Returns their keys and the site that was served last. Sites whose mail is not due yet cost one
-    look each, and hold nobody up.
+    Returns their keys and the site that was served last. Sites whose mail is not due yet, and sites
+    without `room`, cost one look each, and hold nobody up; of these only tests go out.
     """
     found: list[int] = []
     last = after_site
-    hungry: list[tuple[int, int]] = []
+    hungry: list[tuple[int, int, int]] = []
     for sites in _rounds(connection, lane_id, after_site, count):
         share = max(1, (count - len(found)) // len(sites))
         for site in sites:
+            free = room(site)
+            most = MANY if free is None else free
             wanted = min(share, count - len(found))
-            ids = _ids_of(connection, lane_id, site, wanted, now)
+            if most:
+                ids = _ids_of(connection, lane_id, site, min(wanted, most), now)
+            else:
+                ids = _tests_of(connection, lane_id, site, wanted, now)
             found.extend(ids)
             if ids:
                 last = site
-            if len(ids) == share:
-                hungry.append((site, share))
+            if len(ids) == share < most:
+                hungry.append((site, share, most))
             if len(found) >= count:
                 return found, last
-    for site, share in hungry:
-        more = _ids_of(connection, lane_id, site, share + count - len(found), now)
+    for site, share, most in hungry:
+        wanted = min(share + count - len(found), most)
+        more = _ids_of(connection, lane_id, site, wanted, now)
         found.extend(more[share:])
         if len(found) >= count:
             break
     return found[:count], last
+
+
+def _tests_of(
+    connection: Connection, lane_id: int, site_id: int, count: int, now: datetime
+) -> list[int]:
+    values = {"lane": lane_id, "site": site_id, "count": count, "now": now - TESTS_GO_FIRST}
+    return list(connection.execute(_DUE_TESTS, values).scalars())
 
 
 def _rounds(connection: Connection, lane_id: int, after: int, count: int) -> Iterator[list[int]]:
@@ -296,38 +339,29 @@ def claim(
     ids = [id_ for id_ in ids if id_ in ours]  # somebody may have cancelled one meanwhile
     if not ids:
         return looks
-    tried: dict[int, list[tuple[int, str]]] = {}
+    tried: dict[int, list[Any]] = {}
     others: dict[int, Counter[str]] = {}
     for row in connection.execute(_RECIPIENTS, {"ids": ids}):
         if row.is_due:
-            tried.setdefault(row.message_id, []).append((row.position, row.address))
+            tried.setdefault(row.message_id, []).append(row)
         else:
             others.setdefault(row.message_id, Counter())[row.state] += 1
     rows = connection.execute(_CLAIMED, {"ids": ids}).all()
     tries = _tries(connection, [row.id for row in rows if row.expires_at <= now + SOON_OVER])
-    claims = [
-        Claimed(
-            message_id=row.id,
-            queue_id=row.queue_id,
-            site_id=row.site_id,
-            lane_id=row.lane_id,
-            connection_id=row.connection_id,
-            number=row.attempts,
-            mail_from=row.mail_from,
-            recipients=tuple(tried.get(row.id, ())[: most.get(row.connection_id)]),
-            later=len(tried.get(row.id, ())[most.get(row.connection_id) or MANY :]),
-            others=others.get(row.id, {}),
-            received=row.received,
-            accepted_at=row.accepted_at,
-            expires_at=row.expires_at,
-            failures=row.failures,
-            unclear=row.unclear,
-            after_unclear=row.after_unclear,
-            is_probe=is_probe,
-            tries=tries.get(row.id, 0),
+    claims = []
+    for row in rows:
+        due, size = tried.get(row.id, []), most.get(row.connection_id, MANY)
+        claims.append(
+            Claimed(
+                **_of(row),
+                recipients=tuple((one.position, one.address) for one in due[:size]),
+                later=len(due[size:]),
+                is_unclear_later=any(one.state == State.UNCERTAIN for one in due[size:]),
+                others=others.get(row.id, {}),
+                is_probe=is_probe,
+                tries=tries.get(row.id, 0),
+            )
         )
-        for row in rows
-    ]
     connection.execute(
         _START_ATTEMPT,
         [
@@ -376,28 +410,40 @@ def _claim_looks(
     details = {row[0]: row[1] for row in connection.execute(_LAST_DETAILS, {"ids": ours})}
     return [
         Claimed(
-            message_id=row.id,
-            queue_id=row.queue_id,
-            site_id=row.site_id,
-            lane_id=row.lane_id,
-            connection_id=row.connection_id,
-            number=row.attempts,
-            mail_from=row.mail_from,
+            **_of(row),
             recipients=(),
             others={},
-            received=row.received,
-            accepted_at=row.accepted_at,
-            expires_at=row.expires_at,
-            failures=row.failures,
-            unclear=row.unclear,
-            after_unclear=row.after_unclear,
             is_probe=is_probe,
             is_look=True,
-            looks=row.looks,
             sought=str((details.get(row.id) or {}).get(SOUGHT) or ""),
         )
         for row in connection.execute(_CLAIMED, {"ids": ours})
     ]
+
+
+def _of(row: Any) -> dict[str, Any]:
+    """What a claim knows of its message."""
+    return {
+        "message_id": row.id,
+        "queue_id": row.queue_id,
+        "site_id": row.site_id,
+        "lane_id": row.lane_id,
+        "connection_id": row.connection_id,
+        "number": row.attempts,
+        "mail_from": row.mail_from,
+        "received": row.received,
+        "accepted_at": row.accepted_at,
+        "started_at": row.started_at,
+        "expires_at": row.expires_at,
+        "failures": row.failures,
+        "unclear": row.unclear,
+        "after_unclear": row.after_unclear,
+        "is_test": row.source == Source.TEST,
+        "has_chain": has_chain(row.source, row.routed_version),
+        "planned_id": row.planned_id,
+        "detour": row.detour,
+        "looks": row.looks,
+    }
 
 
 def _tries(connection: Connection, ids: Sequence[int]) -> dict[int, int]:

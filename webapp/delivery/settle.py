@@ -27,6 +27,7 @@ from webapp.delivery.decide import (
     may_go_again,
     told_of,
 )
+from webapp.delivery.detours import go_on
 from webapp.delivery.lanes import sane_wait
 from webapp.delivery.models import Attempt, Message, Recipient, State
 from webapp.delivery.tally import add_tally
@@ -120,6 +121,8 @@ def _derive(connection: Connection, item: Finished, **values: Any) -> None:
     goes_on = any(row.is_due for row in rows)
     if goes_on:
         _change(connection, item, state=State.DEFERRED, looks=LOOKS, due_at=item.finished_at)
+        return
+    if go_on(connection, item.claim.message_id, item.finished_at):
         return
     steps = [Step(state=State(row.state), is_due=False) for row in rows]
     state, _ = derive(steps, {})

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from webapp.connections.models import Connection as MailConnection
 from webapp.db import Database
 from webapp.delivery.decide import LOOKS, SETTLE_AFTER, may_go_again
+from webapp.delivery.detours import go_on
 from webapp.delivery.models import (
     Attempt,
     Lane,
@@ -124,7 +125,7 @@ def _settle_lost(connection: Connection, row: Any, now: datetime) -> None:
             last_words="",
         )
     )
-    if not goes_on:
+    if not goes_on and not go_on(connection, row.id, now):
         key = (row.site_id, row.connection_id, State.UNCERTAIN.value)
         add_tally(connection, Counter({key: 1}), now)
 

@@ -17,6 +17,7 @@ from webapp.accounts import service as accounts
 from webapp.api.service import drop_old_keys
 from webapp.delivery import beats
 from webapp.delivery.decide import Finished, Result
+from webapp.delivery.detours import Detours
 from webapp.delivery.drain import Drain
 from webapp.delivery.modes import apply_mode, sites_to_stop
 from webapp.delivery.orphans import adopt, find_orphans
@@ -33,9 +34,9 @@ from webapp.delivery.upkeep import (
 )
 from webapp.delivery.wake import Listener
 from webapp.installation import Installation, load_keys
-from webapp.maillog.retention import Retention
 from webapp.mailers.base import Surroundings
 from webapp.mailers.errors import UncertainError
+from webapp.maillog.retention import Retention
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +65,7 @@ class Worker:
         self.installation = installation
         self.name = beats.name_of("deliver")
         self._surroundings = surroundings
+        self._detours = Detours(installation.db)
         self._stop = threading.Event()
         self._events: Events = queue.SimpleQueue()
         self._beat_at = 0.0
@@ -241,6 +243,7 @@ class Worker:
             if time.monotonic() >= self._catch_up_at:
                 is_behind = catch_up(self.installation.db)
                 self._catch_up_at = time.monotonic() + (0.0 if is_behind else CATCH_UP_SECONDS)
+            self._detours.round()
         except sa.exc.SQLAlchemyError as error:
             log.warning("the chores have to wait", error=type(error).__name__)
 
