@@ -70,3 +70,57 @@ def test_a_newer_database_is_refused_by_everything(db: Database) -> None:
         schema.check(db)
     with pytest.raises(SchemaError, match="newer Postroom"):
         schema.migrate(db)
+
+
+def test_mail_that_waits_at_an_upgrade_follows_the_rules_from_then_on(db: Database) -> None:
+    schema.build(db, "0003")
+    old = "2026-11-01 10:00:00.000000"
+    with db.write_connection() as connection:
+        connection.execute(sa.text(OLD_ROWS_SITE), {"at": old})
+        connection.execute(sa.text(OLD_ROWS_CONNECTION), {"at": old})
+        for key, source, code, due in (
+            (1, "smtp", "primary", old),
+            (2, "test", "test", old),
+            (3, "api", "asked", old),
+            (4, "smtp", "primary", None),
+        ):
+            connection.execute(
+                sa.text(OLD_ROWS_MESSAGE),
+                {
+                    "key": key,
+                    "source": source,
+                    "why": f'{{"code": "{code}"}}',
+                    "due": due,
+                    "at": old,
+                },
+            )
+    assert schema.migrate(db) == ("0003", schema.head())
+    with db.reader.connect() as connection:
+        found = connection.execute(
+            sa.text("SELECT id, planned_id, routed_version FROM message ORDER BY id")
+        ).all()
+        kept = connection.execute(sa.text("SELECT log_days, body_days FROM site")).one()
+    assert [tuple(row) for row in found] == [(1, 7, 0), (2, 7, None), (3, 7, None), (4, None, None)]
+    assert tuple(kept) == (None, None)
+
+
+OLD_ROWS_SITE = """
+INSERT INTO site (id, slug, name, url, admin_email, time_zone, mode, after_unclear, retry_hours,
+    placeholder_emails, placeholder_names, created_at)
+VALUES (1, 'shop', 'Shop', '', '', 'UTC', 'live', 'rather-twice', 72, '[]', '[]', :at)
+"""
+OLD_ROWS_CONNECTION = """
+INSERT INTO connection (id, uid, site_id, nickname, mailer, settings, secrets_set, from_email,
+    force_from_email, from_name, force_from_name, return_path, version, health, last_code,
+    last_words, created_at, updated_at)
+VALUES (7, 'c7', 1, '', 'smtp', '{}', '{}', '', true, '', false, true, 1, 'unknown', '', '',
+    :at, :at)
+"""
+OLD_ROWS_MESSAGE = """
+INSERT INTO message (id, queue_id, site_id, source, received, state, due_at, connection_id, why,
+    subject, mail_from, from_email, from_name, sent_from, to_line, message_id, size_bytes,
+    recipient_count, has_attachments, accepted_at, expires_at, attempts, failures, unclear,
+    maybe_twice, last_code, last_words)
+VALUES (:key, CAST(:key AS TEXT), 1, :source, '{}', 'queued', :due, 7, :why, '', '', '', '', '',
+    '', '', 1, 1, false, :at, :at, 0, 0, 0, false, '', '')
+"""

@@ -175,7 +175,7 @@ class GoogleRenewer:
         until, known = self._endpoints.get(url, (0.0, ""))
         if time.monotonic() < until:
             return known
-        answer = client.get(url, withhold_token=True)
+        answer = client.request("GET", url, withhold_token=True)
         keep(answer)
         found = body_of(answer).get("token_endpoint")
         if answer.status_code != 200 or not isinstance(found, str):
