@@ -154,12 +154,13 @@ class Post:
             return session.scalars(sa.select(Connection)).one()
 
     def close(self) -> None:
-        for worker, thread in self.workers:
+        for worker, _ in self.workers:
             worker.stop()
+        for server in self.servers:  # before the workers are awaited: one may wait for an answer
+            server.__exit__()
+        for _, thread in self.workers:
             thread.join(PATIENCE)
             assert not thread.is_alive()
-        for server in self.servers:
-            server.__exit__()
         self.waker.close()
         self.installation.close()
 
@@ -263,6 +264,8 @@ def test_being_asked_to_slow_down_stops_the_lane_for_a_while(post: Post) -> None
     assert [post.world.message(mail).failures for mail in mails] == [0, 0, 0]
     assert lane.blocked_until > post.installation.db.now()
     del server.always["MAIL"]
+    with post.installation.db.write() as session:  # what was asked for has passed
+        session.execute(sa.update(Lane).values(blocked_until=post.installation.db.now()))
     post.wait_for(lambda: post.states() == [State.SENT] * 3)
     post.wait_for(lambda: not post.lane().is_blocked)
 
@@ -379,7 +382,10 @@ def test_a_lost_connection_to_the_database_costs_nothing(db_url: str, tmp_path: 
     post.close()
 
 
-def test_a_site_that_must_not_send_is_silenced_even_for_mail_in_flight(post: Post) -> None:
+def test_a_site_that_must_not_send_is_silenced_even_for_mail_in_flight(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("webapp.delivery.worker.CHORES_SECONDS", 0.5)
     server = post.server(always={"MAIL": "451 4.3.0 not now"})
     post.connect(server)
     post.work()
