@@ -187,6 +187,11 @@ STORIES: Mapping[Kind, Story] = {
     ),
 }
 
+CARRIED = N_(
+    "Meanwhile a backup connection carries the mail of every site that has one; what no backup may "
+    "take waits."
+)
+
 FALLBACKS: Mapping[str, str] = {
     "account": N_("the linked account"),
     "app": N_("your app"),
@@ -231,6 +236,8 @@ def say(incident: Incident, translate: Translate, *, over: bool) -> Said:
             steps=(),
         )
     text = translate(story.text, **values)
+    if incident.details.get("carried"):
+        text = f"{text} {translate(CARRIED)}"
     who: tuple[str, ...] = ()
     steps = tuple(translate(step) for step in story.steps)
     found = explanation(incident)

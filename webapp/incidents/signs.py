@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection as DbConnection
 from sqlalchemy.orm import Session
 
 from webapp.config import Settings
-from webapp.connections.models import Connection, Health
+from webapp.connections.models import Backup, Connection, Health
 from webapp.connections.service import STOPPED
 from webapp.delivery.lanes import UNREACHABLE
 from webapp.delivery.models import Attempt, Lane, Message, Source, State, is_in
@@ -417,14 +417,15 @@ def _used(session: Session, condition: sa.ColumnElement[bool]) -> Sequence[Conne
 
 
 def _sites(session: Session, connections: Iterable[Connection]) -> frozenset[int]:
-    """The sites of these connections; of a shared one, those that send with it."""
+    """The sites of these connections; of a shared one, those that send with it or may have to."""
     found = set()
     for connection in connections:
         if connection.site_id is not None:
             found.add(connection.site_id)
         else:
-            query = sa.select(Site.id).where(Site.primary_connection_id == connection.id)
-            found.update(session.scalars(query))
+            primary = sa.select(Site.id).where(Site.primary_connection_id == connection.id)
+            backup = sa.select(Backup.site_id).where(Backup.connection_id == connection.id)
+            found.update(session.scalars(sa.union(primary, backup)))
     return frozenset(found)
 
 
@@ -452,12 +453,28 @@ def _with_waiting(session: Session, found: list[Sign]) -> list[Sign]:
         .group_by(Message.lane_id, Message.site_id)
     )
     rows = session.execute(query).all()
+    backed = _backed(session)
     counted = []
     for sign in found:
         waiting: dict[str, int] = defaultdict(int)
         for lane_id, site_id, count in rows:
             if lane_id in sign.lanes:
                 waiting[str(site_id)] += count
-        details = {**sign.details, "waiting": dict(waiting)}
+        carried = [site for site in sorted(sign.sites) if backed.get(site, set()) - sign.lanes]
+        details = {**sign.details, "waiting": dict(waiting), "carried": carried}
         counted.append(replace(sign, details=details) if sign.lanes else sign)
     return counted
+
+
+def _backed(session: Session) -> dict[int, set[int]]:
+    """By site, the open lanes of its backups."""
+    rows = session.execute(
+        sa.select(Backup.site_id, Lane.id)
+        .join(Connection, Connection.id == Backup.connection_id)
+        .join(Lane, Lane.id == Connection.lane_id)
+        .where(Connection.deleted_at.is_(None), sa.not_(Lane.is_blocked), sa.not_(Lane.is_paused))
+    )
+    found: dict[int, set[int]] = defaultdict(set)
+    for site_id, lane_id in rows:
+        found[site_id].add(lane_id)
+    return found
