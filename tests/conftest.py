@@ -8,12 +8,14 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import certifi
 import hypothesis
 import pytest
 import structlog
 
 from tests.rig import ports
 from tests.rig.absence import on_ci
+from webapp import trust
 
 pytest_plugins = ["tests.rig.browser", "tests.rig.postgres", "tests.pages"]
 
@@ -51,6 +53,20 @@ def _no_settings_from_outside() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("POSTROOM_")]:
             patch.delenv(name)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Everything is on loopback, and each connection reads again what is trusted: a hundred
+    certificates of the world take longer than all else it does."""
+    whole = Path(certifi.where()).read_text(encoding="utf-8")
+    end = "-----END CERTIFICATE-----\n"
+    one = tmp_path_factory.mktemp("trust") / "one.pem"
+    one.write_text(whole[: whole.index(end)] + end, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certifi, "where", lambda: str(one))
+        patch.setattr(trust, "environment_certificates", list)
         yield
 
 
