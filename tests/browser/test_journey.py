@@ -46,7 +46,7 @@ LANGUAGES = [
 
 @pytest.mark.parametrize(("look", "words"), LANGUAGES)
 def test_from_the_first_start_to_the_mail_in_the_log(
-    open_page: OpenPage, house: House, sink: Sink, look: dict[str, object], words: dict[str, str]
+    house: House, open_page: OpenPage, sink: Sink, look: dict[str, object], words: dict[str, str]
 ) -> None:
     found = re.search(r"http://\S+/setup\?\S+", house.log())
     assert found is not None

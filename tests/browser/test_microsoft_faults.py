@@ -88,6 +88,11 @@ def test_each_refusal_at_sign_in_is_told_where_it_began(
         notice = page.locator("main .notices")
         expect(notice).to_contain_text(code)
         expect(notice).to_contain_text(sentence)
+        if fault.endswith("_secret"):  # nobody can sign in before it is put right
+            person.clean()
+            page.click("main a:has-text('Open the registration')")
+            save_the_secret_again(person)
+            continue
         expect(page.locator("button[name=then][value=authorize]:visible")).to_be_visible()
         person.clean()
     person.sandbox.reset()

@@ -92,7 +92,7 @@ class Person:
 
 
 @pytest.fixture
-def somebody(open_page: OpenPage, house: House, sandbox: Sandbox) -> Any:
+def somebody(house: House, open_page: OpenPage, sandbox: Sandbox) -> Any:
     def arrive(**look: Any) -> Person:
         house.made("admin", "create", "mara@agentur.example", "--password-stdin",
                    stdin=PASSWORD.encode())  # fmt: skip
