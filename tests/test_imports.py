@@ -90,6 +90,8 @@ LAYERS = (
     "ingress.login",
     "delivery.actions",
     "maillog.service",
+    "queue.lanes",
+    "queue.mails",
     "maillog.space",
     "maillog.emptying",
     "maillog.retention",

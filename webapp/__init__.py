@@ -18,6 +18,7 @@ PAGES = (
     "webapp.connections.additional",
     "webapp.routing.views",
     "webapp.maillog.views",
+    "webapp.queue.views",
     "webapp.testmail.views",
     "webapp.microsoft.apps",
     "webapp.microsoft.views",

@@ -77,6 +77,8 @@ class Entry:
     order: int
     covers: tuple[str, ...]
     """Endpoints of further pages on which this line counts as the current one."""
+    anywhere: Right | None = None
+    """Shown only to whoever has this right at some site."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +264,20 @@ def may(right: Right) -> bool:
     return found is not None and allows(right, role=role, is_admin=found.user.is_admin)
 
 
+def may_anywhere(right: Right) -> bool:
+    """Whether whoever asks has a right at some site."""
+    found = person()
+    if found is None:
+        return False
+    if found.user.is_admin:
+        return True
+    if "roles" not in g:
+        query = sa.select(Membership.role).where(Membership.user_id == found.user.id).distinct()
+        with db().read() as session:
+            g.roles = [Role(role) for role in session.scalars(query)]
+    return any(allows(right, role=role, is_admin=False) for role in g.roles)
+
+
 def site_in_hand(found: Person, slug: str) -> tuple[Site, Role | None]:
     """The site of a URL and the person's role there; 404 for whoever has nothing to do with it."""
     query = (
@@ -378,8 +394,10 @@ def menu_entry(
     order: int,
     icon: str = "",
     covers: tuple[str, ...] = (),
+    anywhere: Right | None = None,
 ) -> None:
-    """Give a view of this blueprint a line in the menu. `covers` names other views of it."""
+    """Give a view of this blueprint a line in the menu. `covers` names other views of it, and
+    `anywhere` a right that one must have at some site."""
     entry = Entry(
         group=group,
         endpoint=f"{bp.name}.{view}",
@@ -387,6 +405,7 @@ def menu_entry(
         icon=icon,
         order=order,
         covers=tuple(f"{bp.name}.{name}" for name in covers),
+        anywhere=anywhere,
     )
 
     def register(state: BlueprintSetupState) -> None:
@@ -414,6 +433,8 @@ def links(group: Group, site: Site | None = None) -> list[Link]:
 
 
 def _may_open(entry: Entry) -> bool:
+    if entry.anywhere is not None and not may_anywhere(entry.anywhere):
+        return False
     policy = policy_of(entry.endpoint)
     if isinstance(policy, Right):
         return may(policy)

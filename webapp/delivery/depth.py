@@ -71,6 +71,8 @@ class Depth:
     """What the remote itself said."""
     is_unreachable: bool = False
     """Whether it is stopped because nobody answers there."""
+    is_paused: bool = False
+    """Whether a person lets nothing leave by it, apart from all else."""
     is_looking: bool = False
     """Whether its pause is over, and one mail finds out if somebody does."""
 
@@ -124,7 +126,7 @@ def _depth(
     if until is not None:
         until = max(until, now)
     drained = None
-    if waiting and (is_open or until is not None):
+    if waiting and not lane.is_paused and (is_open or until is not None):
         drained = _drained(session, lane.id, pace, waiting, per_second, until or now)
         if drained is not None and last_due is not None:
             drained = max(drained, last_due)
@@ -139,6 +141,7 @@ def _depth(
         blocked_why="" if is_open else WHY.get(lane.blocked_kind, N_("stopped")),
         blocked_words="" if is_open else lane.blocked_words,
         is_unreachable=not is_open and lane.blocked_kind == UNREACHABLE,
+        is_paused=lane.is_paused,
         is_looking=is_over and not is_open,
     )
 

@@ -78,6 +78,8 @@ class Reason(StrEnum):
     """Why a message that is not over has not left yet."""
 
     NO_CONNECTION = "no-connection"
+    PAUSED = "paused"
+    """A person lets nothing leave by its lane for now."""
     BLOCKED = "blocked"
     """Nothing leaves by its lane: until a time, or until somebody acts."""
     LATER = "later"
@@ -263,8 +265,8 @@ def _scope(
     return _Scope(
         sites=None if site_ids is None else tuple(sorted(set(site_ids))),
         states=VIEW_STATES[view],
-        low=_first_id_from(session, since) if since else 0,
-        high=_first_id_from(session, until) if until else LAST_ID,
+        low=first_id_from(session, since) if since else 0,
+        high=first_id_from(session, until) if until else LAST_ID,
     )
 
 
@@ -315,7 +317,7 @@ def _find(
     return _search(session, scope, query, limit, newest=newest)
 
 
-def _first_id_from(session: Session, moment: datetime) -> int:
+def first_id_from(session: Session, moment: datetime) -> int:
     """The key of the first message accepted at or after a moment; keys and times run alike."""
     low = session.scalar(sa.select(sa.func.min(Message.id))) or 0
     high = (session.scalar(sa.select(sa.func.max(Message.id))) or 0) + 1
@@ -640,11 +642,13 @@ def _with_rows(
     looked_to = None
     if reached is not None:
         looked_to = session.scalar(sa.select(Message.accepted_at).where(Message.id == reached))
-    rows = _rows(session, keys, now)
-    return LogPage(rows=tuple(rows), newer=newer, older=older, reached=looked_to)
+    return LogPage(
+        rows=tuple(rows(session, keys, now)), newer=newer, older=older, reached=looked_to
+    )
 
 
-def _rows(session: Session, keys: Sequence[int], now: datetime) -> list[LogRow]:
+def rows(session: Session, keys: Sequence[int], now: datetime) -> list[LogRow]:
+    """What the list shows of the messages with these keys, newest first."""
     if not keys:
         return []
     found = session.execute(_ROW.where(Message.id.in_(keys)).order_by(Message.id.desc())).all()
@@ -709,6 +713,8 @@ def waiting_for(due_at: datetime | None, lane: Lane | None, now: datetime) -> Wa
         return None
     if lane is None:
         return Waiting(reason=Reason.NO_CONNECTION)
+    if lane.is_paused:
+        return Waiting(reason=Reason.PAUSED)
     until = lane.blocked_until
     if lane.is_blocked and (until is None or until > now):
         return Waiting(
@@ -779,7 +785,7 @@ def find_by_id(session: Session, typed: str, site_ids: Sequence[int] | None) -> 
     ).first()
     if key is None or (site_ids is not None and key.site_id not in site_ids):
         return None
-    return _rows(session, [key.id], key.accepted_at)[0]
+    return rows(session, [key.id], key.accepted_at)[0]
 
 
 def get_message(
@@ -790,7 +796,7 @@ def get_message(
     if message is None or (site_ids is not None and message.site_id not in site_ids):
         return None
     return MessageDetail(
-        row=_rows(session, [message.id], now)[0],
+        row=rows(session, [message.id], now)[0],
         source=Source(message.source),
         received=message.received,
         why=message.why,
@@ -873,7 +879,7 @@ def every_message(
     while left is None or left > 0:
         size = EXPORT_CHUNK if left is None else min(EXPORT_CHUNK, left)
         keys = _scan(session, scope, size, newest=True)
-        yield from _rows(session, keys, now)
+        yield from rows(session, keys, now)
         if len(keys) < size:
             return
         scope = replace(scope, high=keys[-1])

@@ -140,6 +140,8 @@ def waits(waiting: Waiting, attempts: int) -> str:
     """What a message waits for; empty when it is simply next in line."""
     if waiting.reason is Reason.NO_CONNECTION:
         return _("Waits until the site has a connection.")
+    if waiting.reason is Reason.PAUSED:
+        return _("Waits: somebody has paused what leaves this way.")
     if waiting.reason is Reason.ROOM and waiting.limits is not None:
         return _("Waits for room: %(limits)s on this connection.", limits=_limits(waiting.limits))
     if waiting.until is None:
