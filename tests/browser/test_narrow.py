@@ -70,6 +70,7 @@ def live(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Live]:
             "/",
             f"/log?q={LONG[:150]}",
             "/sites/long/log",
+            "/queue?status=failed",
             f"/sites/long/log/{mail.queue_id}",
             "/sites/long/settings/general",
             "/sites/long/credentials",

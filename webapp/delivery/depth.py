@@ -71,6 +71,8 @@ class Depth:
     """What the remote itself said."""
     is_unreachable: bool = False
     """Whether it is stopped because nobody answers there."""
+    is_put_off: bool = False
+    """Whether some of it waits for a later time."""
     is_paused: bool = False
     """Whether a person lets nothing leave by it, apart from all else."""
     is_looking: bool = False
@@ -141,6 +143,7 @@ def _depth(
         blocked_why="" if is_open else WHY.get(lane.blocked_kind, N_("stopped")),
         blocked_words="" if is_open else lane.blocked_words,
         is_unreachable=not is_open and lane.blocked_kind == UNREACHABLE,
+        is_put_off=last_due is not None and last_due > now,
         is_paused=lane.is_paused,
         is_looking=is_over and not is_open,
     )

@@ -4,6 +4,7 @@ failed, for whoever may manage the queue of some sites."""
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 
 from flask import Blueprint, render_template, request, url_for
 from flask.typing import ResponseReturnValue
@@ -40,6 +41,8 @@ menu_entry(
 )
 
 LANES_SHOWN = 30
+SOON = timedelta(minutes=1)
+"""What is drained by then needs no word."""
 MOST_NAMED = 200
 """Mails that one form may name."""
 HURRIES = 10
@@ -102,6 +105,7 @@ def overview() -> ResponseReturnValue:
         lane=lane,
         lanes=rows if all_lanes else busy[:LANES_SHOWN],
         more_lanes=0 if all_lanes else len(rows) - len(busy[:LANES_SHOWN]),
+        soon=now() + SOON,
         paces={row.id: paces(row.limits) for row in rows},
         lines=[story.line(row) for row in found.rows],
         tabs=tabs,
@@ -362,7 +366,9 @@ def _question(
         title=title,
         text=texts[what],
         what=what,
-        button=BUTTONS[what],
+        button=ngettext("Cancel the mail", "Cancel the mails", count)
+        if what is Do.CANCEL
+        else BUTTONS[what],
         names=() if upto is not None else names,
         upto=upto,
         asked=asked,
