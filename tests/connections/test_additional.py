@@ -391,6 +391,7 @@ def test_a_deleted_connection_keeps_its_name_and_nothing_else(
     for path in (page_of(gone), f"{page_of(gone)}/delete"):
         client.get(path, status=404)
     assert "Shop" not in client.get("/sites/galerie-nord/tools/test").one("main").text
+    assert "The connection Shop was deleted" in client.get(f"{SETTINGS}/routing").text
 
 
 # ---- shared ----

@@ -304,6 +304,22 @@ def test_the_audit_says_what_changed_and_of_secrets_only_that(
     assert "correct horse" not in everything
 
 
+def test_a_shared_connection_is_saved_only_by_who_shares(
+    db: Database, keyring: Keyring, site: Site
+) -> None:
+    saved = save(db, keyring, site)
+    with db.write() as session:
+        shared = session.get_one(Connection, saved.id)
+        shared.site_id = None
+        with pytest.raises(service.ForeignConnection):
+            service.save_connection(session, keyring, site, shared, KEPT, actor="x", now=NOW)
+        service.save_connection(
+            session, keyring, site, shared, KEPT, shares=True, actor="x", now=NOW
+        )
+        assert service.set_primary(session, site, shared, actor="x", now=NOW)
+        assert shared.site_id is None
+
+
 def test_a_connection_of_another_site_cannot_be_saved_or_chosen(
     db: Database, keyring: Keyring, site: Site
 ) -> None:

@@ -428,6 +428,26 @@ def test_a_shared_connection_is_linked_by_instance_admins_alone(world: World) ->
     world.client.get(world.address("link"), status=403)
 
 
+def test_a_connection_that_was_deleted_meanwhile_is_not_linked(world: World) -> None:
+    path = world.back()
+    world.set(world.connection, deleted_at=world.connection.created_at)
+    assert "it was deleted" in world.notice(path)
+    assert world.linked() == ""
+
+
+def test_an_admin_links_a_shared_connection_and_comes_back_to_the_page_of_the_site(
+    world: World,
+) -> None:
+    world.set(world.connection, site_id=None)
+    with world.installation.db.write() as session:
+        admin = a_user(session, is_admin=True)
+    world.client.sign_in(admin)
+    world.arrive(world.back())
+    page = f"/sites/{world.site.slug}/settings/connections/{world.connection.uid}"
+    assert world.led_to == f"{page}#authorization-shared-app"
+    assert world.linked() == ORDERS
+
+
 # ---- where it is not finished ----
 
 
