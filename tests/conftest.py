@@ -31,8 +31,12 @@ hypothesis.settings.load_profile("ci" if on_ci() else "here")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "browser" in getattr(item, "fixturenames", ()):
+        names = getattr(item, "fixturenames", [])
+        if "browser" in names:
             item.add_marker("browser")
+        # Opened last and closed first: a server waits for whoever is connected, and what it cuts
+        # off counts as an error of the page.
+        names.sort(key=lambda name: name in {"open_page", "page"})
 
 
 # Processes configure their log; in tests it stays as it comes, but for a traceback that looks into

@@ -150,15 +150,21 @@ def is_stopped(weather: Weather) -> bool:
 
 
 def test_one_poison_mail_holds_nobody_up(weather: Weather) -> None:
-    weather.sink.delay = 0.3
-    weather.storm(lambda: poison_one(weather))
-    weather.sink.delay = 0.0
+    pause(weather, True)
+    weather.storm()
+    poison_one(weather)
+    pause(weather, False)
     with weather.installation() as installation:
         wait_for(lambda: len(unsent(installation)) == 1, "the others")
         (left,) = unsent(installation)
     assert left.state in {State.DEFERRED, State.SENDING}
     assert "error" in left.last_words
     assert b"BAD  ledger" not in weather.house.command("doctor")
+
+
+def pause(weather: Weather, paused: bool) -> None:
+    with weather.installation() as installation, installation.db.write() as session:
+        session.execute(sa.update(Lane).values(is_paused=paused))
 
 
 def unsent(installation: Installation) -> list[Message]:
@@ -169,8 +175,8 @@ def unsent(installation: Installation) -> list[Message]:
 def poison_one(weather: Weather) -> None:
     """The text of one mail that waits cannot be read any more."""
     with weather.installation() as installation, installation.db.write() as session:
-        waiting = sa.select(Message.id).where(Message.state == State.QUEUED).limit(1)
-        key = session.scalars(waiting.order_by(Message.id.desc())).one()
+        waiting = sa.select(Message.id).where(Message.state == State.QUEUED).order_by(Message.id)
+        key = session.scalars(waiting.limit(1)).one()
         session.execute(
             sa.update(Content)
             .where(Content.message_id == key)
