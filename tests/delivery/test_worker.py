@@ -130,7 +130,7 @@ class Post:
         until = time.monotonic() + PATIENCE
         while not what():
             assert time.monotonic() < until, "it did not happen"
-            time.sleep(0.02)
+            time.sleep(0.05)  # what it looks at is in the database: not too often
 
     def states(self) -> list[str]:
         with self.installation.db.read() as session:

@@ -96,7 +96,8 @@ def _without_access_tokens(cache: str) -> str:
 
 
 @pytest.fixture
-def post(db_url: str, tmp_path: Path) -> Iterator[GraphPost]:
+def post(db_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GraphPost]:
+    monkeypatch.setattr("webapp.delivery.worker.POLL_SECONDS", 0.2)
     with SandboxThread() as sandbox:
         named = {name.removeprefix("POSTROOM_"): v for name, v in sandbox.environment.items()}
         made = GraphPost(an_installation(db_url, tmp_path, **named), sandbox)

@@ -416,6 +416,7 @@ def post(db_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(settle, "LOOK_AFTER", soon)
     for module in (decide, settle, upkeep):
         monkeypatch.setattr(module, "SETTLE_AFTER", soon[0])
+    monkeypatch.setattr("webapp.delivery.worker.POLL_SECONDS", 0.2)
     with SandboxThread() as sandbox:
         named = {name.removeprefix("POSTROOM_"): v for name, v in sandbox.environment.items()}
         made = GraphPost(an_installation(db_url, tmp_path, **named), sandbox)

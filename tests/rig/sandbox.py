@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 from abc import ABC, abstractmethod
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -33,8 +34,25 @@ import requests
 from tests.rig.ports import free_port
 from webapp.config import Listen
 from webapp.sandbox import server
+from webapp.sandbox.folder import Folder
 
 _START_LIMIT = 60
+
+
+@cache
+def _keys() -> dict[str, bytes]:
+    """Keys and certificates of a sandbox, by the names of their files. To make them takes as long
+    as all else of a start."""
+    with tempfile.TemporaryDirectory(prefix="postroom-sandbox-") as name:
+        folder = Folder(Path(name))
+        folder.tls()
+        folder.signing_key()
+        return {file.name: file.read_bytes() for file in folder.path.iterdir()}
+
+
+def _put_keys(folder: Path) -> None:
+    for name, content in _keys().items():
+        (folder / name).write_bytes(content)
 
 
 class Running(ABC):
@@ -43,6 +61,8 @@ class Running(ABC):
     def __init__(self, folder: Path | None, *, lasts: int) -> None:
         self._own = None if folder else tempfile.TemporaryDirectory(prefix="postroom-sandbox-")
         self.folder = folder or Path(self._own.name if self._own else "")
+        if folder is None:
+            _put_keys(self.folder)
         self.listen, self.tls_listen = (f"127.0.0.1:{free_port()}" for _ in range(2))
         self.lasts = lasts
         self._control = requests.Session()
