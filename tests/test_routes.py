@@ -123,6 +123,11 @@ FOREIGN_BODIES: dict[str, Callable[[Place], dict[str, object]]] = {
         "to": "mara@agentur.example",
         "via": a_connection(place.session, place.site).uid,
     },
+    "sites.put_away": lambda place: {
+        "connection": a_connection(
+            place.session, place.site, settings={"host": "smtp.office365.com"}
+        ).uid,
+    },
     "additional.make_primary": lambda place: {
         "connection": a_connection(place.session, place.site).uid,
     },

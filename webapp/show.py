@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from webapp import __version__, i18n, ids, web
 from webapp.accounts.rights import Right
+from webapp.sites import banners as bannering
 from webapp.sites import board as boards
 from webapp.words import NOTICE_ICONS, Tone, status_of
 
@@ -46,6 +47,7 @@ def set_up_templates(app: Flask) -> None:
         Group=web.Group,
         my_bar=my_bar,
         standing=standing,
+        site_banners=site_banners,
         home_url=web.home_url,
         page_address=web.page_address,
         with_query=web.with_query,
@@ -184,6 +186,13 @@ def standing() -> boards.Row:
             g.standing = boards.standing(session, g.site.id, web.now())
     found: boards.Row = g.standing
     return found
+
+
+def site_banners() -> tuple[bannering.Banner, ...]:
+    """What every page of the site in hand says at its top."""
+    row = standing()
+    with web.db().read() as session:
+        return bannering.banners(session, row, web.user().id)
 
 
 def asset(name: str) -> str:

@@ -187,7 +187,7 @@ def test_a_failed_mail_shows_what_the_remote_said(
     with installation.db.write() as session:
         a_message(session, site, subject="Bad", state=State.FAILED, attempts=1, **words)
     page = client.get("/sites/galerie-nord/log")
-    assert page.one("code", class_="words").text == "550 5.1.1 No such user <b>"
+    assert page.one("table").one("code", class_="words").text == "550 5.1.1 No such user <b>"
     assert page.one("tr", class_="mark").is_a("tr", {"class_": "bad"})
 
 

@@ -37,15 +37,13 @@ from webapp.maillog.service import connection_name
 from webapp.microsoft import service as microsoft
 from webapp.microsoft.models import Mailbox
 from webapp.show import number
+from webapp.sites.banners import ends_passwords
 from webapp.sites.models import Site
 from webapp.web import actor, db, installation, now, tell
 from webapp.words import Status, Tone
 
 ACCOUNTS: Mapping[str, Accounts] = {known.slug: known for known in (OutlookAccounts(),)}
 """By slug, how the accounts of the mailers that are linked are shown and saved."""
-
-MICROSOFT = ("live.com", "hotmail.com", "outlook.com", "office.com", "office365.com")
-"""Last two labels of hosts where password sign-in for SMTP is being switched off."""
 
 NO_NICKNAME = N_("Give it a name by which people choose it.")
 
@@ -374,8 +372,7 @@ def depth_of(connection: Connection | None) -> Depth | None:
 def is_microsoft(connection: Connection | None) -> bool:
     """Whether it signs in to Microsoft with a password."""
     settings = connection.settings.get(connection.mailer, {}) if connection else {}
-    host = str(settings.get("host", "")).lower().rstrip(".")
-    return ".".join(host.split(".")[-2:]) in MICROSOFT
+    return ends_passwords(str(settings.get("host", "")))
 
 
 PACES = {

@@ -162,6 +162,7 @@ class AttemptRow:
 
     number: int
     connection: str
+    connection_id: int | None = None
     outcome: Outcome
     cause: str
     code: str
@@ -180,6 +181,10 @@ class MessageDetail:
     source: Source
     received: Mapping[str, Any]
     why: Mapping[str, Any]
+    planned_id: int | None = None
+    """The connection that routing chose."""
+    has_detour: bool = False
+    """A backup stands in for that, or did."""
     mail_from: str
     from_name: str
     sent_from: str
@@ -800,6 +805,8 @@ def get_message(
         source=Source(message.source),
         received=message.received,
         why=message.why,
+        planned_id=message.planned_id,
+        has_detour=message.detour is not None,
         mail_from=message.mail_from,
         from_name=message.from_name,
         sent_from=message.sent_from,
@@ -847,6 +854,7 @@ def attempts(session: Session, keys: Sequence[int]) -> dict[int, list[AttemptRow
         shown = AttemptRow(
             number=row.number,
             connection=row.connection_name,
+            connection_id=row.connection_id,
             outcome=Outcome(row.outcome),
             cause=row.cause,
             code=row.code,

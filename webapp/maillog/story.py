@@ -13,6 +13,7 @@ import flask_babel
 from webapp import show, web
 from webapp.accounts.rights import Right
 from webapp.delivery.decide import FOUND, LOOKS, NOT_FOUND, SETTLED
+from webapp.delivery.finish import ONWARD
 from webapp.delivery.lanes import UNREACHABLE, Limits
 from webapp.delivery.models import Outcome, Source, State
 from webapp.fields import N_
@@ -296,7 +297,7 @@ def _attempt(mail: MessageDetail, attempt: AttemptRow) -> Iterator[Step]:
         title=_("Attempt %(n)s: asked to wait", n=attempt.number)
         if asked_to_wait
         else _(title, n=attempt.number),
-        aside=_attempt_aside(attempt),
+        aside=_attempt_aside(attempt, is_backup=_is_backup(mail, attempt)),
         words=said(attempt.code, attempt.words, attempt.remote_id),
         text=_attempt_text(attempt),
         log=_attempt_log(attempt),
@@ -345,11 +346,26 @@ def _attempt_log(attempt: AttemptRow) -> str:
     return "\n".join(str(line) for line in lines)
 
 
-def _attempt_aside(attempt: AttemptRow) -> str:
+def _attempt_aside(attempt: AttemptRow, *, is_backup: bool) -> str:
+    name = attempt.connection
+    if is_backup:
+        name = _("%(name)s (backup)", name=name)
     if attempt.finished_at is None:
-        return attempt.connection
+        return name
     span = _("after %(time)s", time=length(attempt.finished_at - attempt.started_at))
-    return f"{span}, {attempt.connection}" if attempt.connection else span
+    return f"{span}, {name}" if name else span
+
+
+def _is_backup(mail: MessageDetail, attempt: AttemptRow) -> bool:
+    """Whether a backup made this attempt: an earlier one handed on to it, or the mail is on a
+    detour. Being another than planned is not enough: rules may have changed since."""
+    used = attempt.connection_id
+    if used is None or mail.planned_id is None or used == mail.planned_id:
+        return False
+    handed_on = any(
+        one.details.get(ONWARD) == used for one in mail.attempts if one.number < attempt.number
+    )
+    return handed_on or mail.has_detour
 
 
 _NO_SIGN_IN = N_(

@@ -23,6 +23,7 @@ from webapp.mailers import registry
 from webapp.microsoft.dates import days_until, idle_days, nearness
 from webapp.microsoft.models import Grant, GrantState, OAuthApp
 from webapp.ops.status import delivers
+from webapp.sites.carrying import Carried, carried
 from webapp.sites.models import Mode, Site
 from webapp.words import SITE, SiteState, Status, Tone
 
@@ -141,6 +142,11 @@ class Ends:
         return Tone.BAD.value if self.link_days is None else nearness(self.link_days).value
 
     @property
+    def link_soon(self) -> bool:
+        """Whether the link is about to end, because nobody could renew it for long."""
+        return self.link_days is not None and self.link_tone in {Tone.WARN, Tone.BAD}
+
+    @property
     def secret_tone(self) -> str:
         """How near the end of the secret is."""
         return Tone.GOOD.value if self.secret_days is None else nearness(self.secret_days).value
@@ -173,6 +179,10 @@ class Row:
     lane_id: int | None = None
     ends: Ends | None = None
     """None where it sends by no link."""
+    beneath: "Row | None" = None
+    """Where a mode says how it stands: how it would stand without."""
+    carried: Carried | None = None
+    """The backup that stands in for its primary connection."""
 
     @property
     def part(self) -> Part:
@@ -306,12 +316,33 @@ def _rows(session: Session, wanted: Sequence[int], now: datetime) -> list[Row]:
     ).all()
     traffic = _traffic(session, wanted, now)
     usual = _usual(session, [row[0] for row in placed], traffic, now)
+    stand_ins = carried(session, [(row[0], row[1], row[2]) for row in placed], now)
     rows = []
     for site, connection, lane, *link in placed:
-        row = _row(site, connection, lane, traffic[site.id], usual, now)
-        lane_id = lane.id if lane is not None else None
-        rows.append(replace(row, lane_id=lane_id, ends=_ends(link, now)))
+        row = replace(
+            _row(site, connection, lane, traffic[site.id], usual, now),
+            lane_id=lane.id if lane is not None else None,
+            ends=_ends(link, now),
+            carried=stand_ins.get(site.id),
+        )
+        if (by_choice := BY_MODE.get(site.mode)) is not None:
+            row = _kept_back(row, by_choice)
+        rows.append(row)
     return rows
+
+
+def _kept_back(row: Row, state: SiteState) -> Row:
+    """How a site stands whose mail somebody keeps back or leads elsewhere."""
+    return Row(
+        site=row.site,
+        traffic=row.traffic,
+        state=state,
+        why=Why.BY_CHOICE,
+        lane_id=row.lane_id,
+        ends=row.ends,
+        carried=row.carried,
+        beneath=row,
+    )
 
 
 _LINK = (
@@ -361,8 +392,6 @@ def _row(
     usual: Mapping[int, float],
     now: datetime,
 ) -> Row:
-    if (by_choice := BY_MODE.get(site.mode)) is not None:
-        return Row(site=site, traffic=traffic, state=by_choice, why=Why.BY_CHOICE)
     if connection is None or lane is None:
         state = SiteState.NO_CONNECTION
         kind = registry().get(connection.mailer) if connection else None

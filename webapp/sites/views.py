@@ -3,7 +3,7 @@
 import re
 from itertools import groupby
 
-from flask import Blueprint, g, render_template, request, url_for
+from flask import Blueprint, abort, g, render_template, request, url_for
 from flask.typing import ResponseReturnValue
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
@@ -13,8 +13,8 @@ from webapp.accounts.models import Role
 from webapp.accounts.rights import Access, Right, allows
 from webapp.fields import FieldErrors
 from webapp.forms import Choice, Form, Text, refuse
+from webapp.sites import banners, handin, service
 from webapp.sites import board as boards
-from webapp.sites import handin, service
 from webapp.sites.board import Part
 from webapp.sites.models import Credential, CredentialKind, Site
 from webapp.sites.service import NewCredential
@@ -174,6 +174,19 @@ def new() -> ResponseReturnValue:
         strong=_("%(name)s is added.", name=site.name),
     )
     return see_other(url_for("sites.credentials", slug=site.slug))
+
+
+@bp.post("/sites/<slug>/put-away")
+@requires(Right.VIEW_LOG)
+def put_away(slug: str) -> ResponseReturnValue:
+    """Warn whoever asks no more of sign-ins with a password that Microsoft ends."""
+    uids = request.form.getlist("connection")
+    with db().write() as session:
+        try:
+            banners.put_away(session, g.site, web.user().id, uids, now())
+        except LookupError:
+            abort(404)
+    return see_other(web.own_path(request.form.get("next")) or web.home_url())
 
 
 # ---- how a site hands in its mail ----
