@@ -17,6 +17,7 @@ PAGES = (
     "webapp.connections.views",
     "webapp.connections.additional",
     "webapp.routing.views",
+    "webapp.policy.views",
     "webapp.maillog.views",
     "webapp.queue.views",
     "webapp.testmail.views",

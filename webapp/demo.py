@@ -51,6 +51,7 @@ from webapp.sandbox.directory import SHARED_APPLICATION
 from webapp.sandbox.folder import Folder
 from webapp.serve import Supervisor
 from webapp.sites import service as sites
+from webapp.sites import settings as site_settings
 from webapp.sites.models import AfterUnclear, CredentialKind, Mode, Site
 
 log = structlog.get_logger(__name__)
@@ -525,7 +526,7 @@ def _is_stopped(installation: Installation, lane: int | None) -> bool:
 def _set_mode(installation: Installation, shown: Shown, mode: Mode) -> None:
     with installation.db.write() as session:
         site = session.get_one(Site, shown.site_id)
-        sites.set_site(session, site, mode=mode, actor=ACTOR, now=installation.db.now())
+        site_settings.set_site(session, site, mode=mode, actor=ACTOR, now=installation.db.now())
 
 
 def _deferred(installation: Installation, shop: Shown) -> None:

@@ -286,7 +286,7 @@ def site_in_hand(found: Person, slug: str) -> tuple[Site, Role | None]:
             Membership,
             (Membership.site_id == Site.id) & (Membership.user_id == found.user.id),
         )
-        .where(Site.slug == slug)
+        .where(Site.slug == slug, Site.deleted_at.is_(None))
     )
     with db().read() as session:
         row = session.execute(query).first()
@@ -300,7 +300,8 @@ def site_in_hand(found: Person, slug: str) -> tuple[Site, Role | None]:
 def my_sites(session: Session, limit: int | None = None) -> list[tuple[Site, Role | None]]:
     """The sites that whoever asks may see, by name; the role is None for an instance admin."""
     who = user()
-    query = sa.select(Site, Membership.role).order_by(sa.func.lower(Site.name), Site.id)
+    query = sa.select(Site, Membership.role).where(Site.deleted_at.is_(None))
+    query = query.order_by(sa.func.lower(Site.name), Site.id)
     joined = (Membership.site_id == Site.id) & (Membership.user_id == who.id)
     query = query.join(Membership, joined, isouter=who.is_admin).limit(limit)
     return [(row[0], Role(row[1]) if row[1] else None) for row in session.execute(query)]

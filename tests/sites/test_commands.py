@@ -11,8 +11,10 @@ from tests.factories import a_message, an_installation
 from webapp.cli import postroom
 from webapp.delivery.models import Message, State
 from webapp.installation import Installation
+from webapp.sites.commands import site as site_commands
 from webapp.sites.models import AfterUnclear, Credential, Mode, Site
 from webapp.sites.service import digest
+from webapp.sites.settings import CHECKS
 
 
 @pytest.fixture
@@ -40,16 +42,9 @@ def made(*arguments: str) -> dict[str, str]:
 def test_a_site_is_made_and_listed(installation: Installation) -> None:
     shop = made("site", "create", "Lindenhof Shop", "--url", "https://l.example")
     assert shop["slug"] == "lindenhof-shop"
-    assert json.loads(run("site", "list", "--json").stdout) == [
-        {
-            "slug": "lindenhof-shop",
-            "name": "Lindenhof Shop",
-            "url": "https://l.example",
-            "admin_email": "",
-            "mode": "live",
-            "after_unclear": "rather-twice",
-        }
-    ]
+    [listed] = json.loads(run("site", "list", "--json").stdout)
+    assert {"slug", *CHECKS} == listed.keys()
+    assert (listed["url"], listed["mode"], listed["log_days"]) == ("https://l.example", "live", 180)
     assert run("site", "list").stdout.startswith("lindenhof-shop\tlive\t")
 
 
@@ -92,9 +87,48 @@ def test_a_site_says_what_becomes_of_a_mail_whose_answer_was_lost(
 def test_a_change_needs_to_be_named_and_to_be_possible(installation: Installation) -> None:
     made("site", "create", "Shop")
     assert run("site", "set", "shop").exit_code == 64
-    assert run("site", "set", "shop", "--mode", "hold").exit_code == 2
+    assert run("site", "set", "shop", "--mode", "off").exit_code == 2
+    assert run("site", "set", "shop", "--mode", "redirect-to").exit_code == 65
+    refused = run("site", "set", "shop", "--per-day", "0", "--log-days", "0")
+    assert refused.exit_code == 65
+    assert [line.split(":")[1].strip() for line in refused.stderr.splitlines()] == [
+        "per-day",
+        "log-days",
+    ]
     assert run("site", "set", "other", "--mode", "live").exit_code == 67
     assert run("site", "set", "shop", "--name", " ").exit_code == 65
+
+
+def test_the_command_sets_what_the_pages_set(installation: Installation) -> None:
+    made("site", "create", "Shop")
+    names = set(inspect_options("set")) - {"json", "slug"}
+    assert names == {name.replace("_", "-") for name in CHECKS}
+    given = {"--mode": "hold", "--per-hour": "500", "--body-days": "0", "--log-days": "forever"}
+    found = made("site", "set", "shop", *[word for pair in given.items() for word in pair])
+    assert (found["mode"], found["per_hour"], found["body_days"], found["log_days"]) == (
+        "hold",
+        500,
+        0,
+        None,
+    )
+    assert made("site", "set", "shop", "--per-hour", "none")["per_hour"] is None
+
+
+def inspect_options(command: str) -> list[str]:
+    return [option.opts[-1].removeprefix("--") for option in site_commands.commands[command].params]
+
+
+def test_a_site_is_exported_and_deleted_by_its_name(installation: Installation) -> None:
+    made("site", "create", "Shop")
+    with installation.db.write() as session:
+        a_message(session, session.scalars(sa.select(Site)).one(), state=State.QUEUED)
+    lines = [json.loads(line) for line in run("site", "export", "shop").stdout.splitlines()]
+    assert [line["kind"] for line in lines] == ["site", "mail"]
+    assert run("site", "delete", "shop", "--name", "Other").exit_code == 65
+    said = run("site", "delete", "shop", "--name", "Shop").stdout
+    assert said == "Shop is deleted. Waiting mails that will not be sent: 1.\n"
+    assert run("site", "list").stdout == ""
+    assert run("site", "export", "shop").exit_code == 67
 
 
 def test_a_login_is_made_with_its_secret_printed_once(installation: Installation) -> None:

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from webapp.audit import AuditEvent
 from webapp.db import Database
 from webapp.fields import FieldErrors
-from webapp.sites import service
+from webapp.sites import service, settings
 from webapp.sites.models import Credential, CredentialKind, Mode, Site
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
@@ -120,7 +120,7 @@ def test_a_change_is_written_down_with_before_and_after(db: Database) -> None:
     site = make(db, url="https://a.example")
     with db.write() as session:
         site = session.get_one(Site, site.id)
-        assert service.set_site(
+        assert settings.set_site(
             session, site, url="https://b.example", mode="do-not-send", actor="x@y.example", now=NOW
         )
     created, changed = events(db)
@@ -138,10 +138,10 @@ def test_a_new_address_moves_the_made_up_sender_unless_a_person_chose_it(db: Dat
     site = make(db, url="https://a.example")
     with db.write() as session:
         site = session.get_one(Site, site.id)
-        service.set_site(session, site, url="https://b.example", actor="x", now=NOW)
+        settings.set_site(session, site, url="https://b.example", actor="x", now=NOW)
         assert site.placeholder_emails[0] == "wordpress@b.example"
         site.placeholder_emails = ["shop@b.example"]
-        service.set_site(session, site, url="https://c.example", actor="x", now=NOW)
+        settings.set_site(session, site, url="https://c.example", actor="x", now=NOW)
         assert site.placeholder_emails == ["shop@b.example"]
 
 
@@ -149,15 +149,15 @@ def test_a_change_that_changes_nothing_is_not_written_down(db: Database) -> None
     site = make(db)
     with db.write() as session:
         site = session.get_one(Site, site.id)
-        assert not service.set_site(session, site, mode="live", actor="x", now=NOW)
+        assert not settings.set_site(session, site, mode="live", actor="x", now=NOW)
     assert len(events(db)) == 1
 
 
-@pytest.mark.parametrize("mode", ["off", "", "hold"])
+@pytest.mark.parametrize("mode", ["off", "", "Live"])
 def test_a_mode_that_is_not_offered_is_refused(db: Database, mode: str) -> None:
     site = make(db)
     with db.write() as session, pytest.raises(FieldErrors) as caught:
-        service.set_site(session, site, mode=mode, actor="x", now=NOW)
+        settings.set_site(session, site, mode=mode, actor="x", now=NOW)
     assert list(caught.value.errors) == ["mode"]
 
 

@@ -69,7 +69,17 @@ def signs(session: Session, now: datetime, settings: Settings) -> list[Sign]:
         *_alert_connection(session, links),
         *_disk(settings),
     ]
-    return _with_waiting(session, found)
+    return _with_waiting(session, _of_sites_there(session, found))
+
+
+def _of_sites_there(session: Session, found: list[Sign]) -> list[Sign]:
+    """Nobody has to know of what concerns deleted sites alone."""
+    gone = frozenset(session.scalars(sa.select(Site.id).where(Site.deleted_at.is_not(None))))
+    return [
+        replace(sign, sites=sign.sites - gone)
+        for sign in found
+        if not sign.sites or sign.sites - gone
+    ]
 
 
 def ledger_signs(connection: DbConnection, *, is_sqlite: bool) -> list[Sign]:
@@ -308,7 +318,8 @@ def _failure(
 
 
 def _silent_sites(session: Session, now: datetime) -> Iterator[Sign]:
-    for site in session.scalars(sa.select(Site).where(Site.silent_hours.is_not(None))):
+    watched = sa.select(Site).where(Site.silent_hours.is_not(None), Site.deleted_at.is_(None))
+    for site in session.scalars(watched):
         last = session.scalar(
             sa.select(Message.accepted_at)
             .where(Message.site_id == site.id, Message.source.not_in(NOT_FROM_THE_SITE))

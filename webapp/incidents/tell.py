@@ -172,7 +172,8 @@ class Teller(Rounds):
             found.told, found.due_at = Told.DROPPED, None
             return None
         shown = service.sites_of(session, incident.id) if incident else [target.site_id or 0]
-        sites = session.scalars(sa.select(Site).where(Site.id.in_(shown)).order_by(Site.name)).all()
+        there = sa.select(Site).where(Site.id.in_(shown), Site.deleted_at.is_(None))
+        sites = session.scalars(there.order_by(Site.name)).all()
         translate = self._translator(_language(session, target))
         told = letter(
             Occasion(found.occasion),

@@ -559,7 +559,8 @@ def url_of(incident: Incident, site: Site | None = None) -> str:
 def sites_of(session: Session, incident: Incident) -> Sequence[Site]:
     """The sites that it concerns, by name."""
     keys = service.sites_of(session, incident.id)
-    return session.scalars(sa.select(Site).where(Site.id.in_(keys)).order_by(Site.name)).all()
+    there = sa.select(Site).where(Site.id.in_(keys), Site.deleted_at.is_(None))
+    return session.scalars(there.order_by(Site.name)).all()
 
 
 def told_of(session: Session, incident: Incident, site_id: int | None) -> list[Notice]:

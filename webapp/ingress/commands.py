@@ -90,8 +90,9 @@ def _queue(
 
 def _site(engine: sa.Engine, slug: str | None) -> int:
     with engine.connect() as connection:
-        query = sa.select(Site.id, Site.slug).order_by(Site.slug).limit(100)
-        found = connection.execute(query.where(Site.slug == slug) if slug else query).all()
+        query = sa.select(Site.id, Site.slug).where(Site.deleted_at.is_(None))
+        query = query.where(Site.slug == slug) if slug else query
+        found = connection.execute(query.order_by(Site.slug).limit(100)).all()
     if len(found) == 1:
         return int(found[0].id)
     if slug:

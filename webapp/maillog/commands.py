@@ -19,6 +19,7 @@ from webapp.maillog import service
 from webapp.maillog.service import AttemptRow, LogRow, MessageDetail, RecipientRow
 from webapp.ops import hold
 from webapp.sites.models import Site
+from webapp.sites.service import ids_beside_deleted
 
 DATA = 65
 LISTED = 50
@@ -100,8 +101,8 @@ def release(names: tuple[str, ...], all_: bool, slug: str | None) -> None:
 
 def _site_ids(session: Session, slug: str | None) -> list[int] | None:
     if slug is None:
-        return None
-    found = session.scalar(sa.select(Site.id).where(Site.slug == slug))
+        return ids_beside_deleted(session)
+    found = session.scalar(sa.select(Site.id).where(Site.slug == slug, Site.deleted_at.is_(None)))
     if found is None:
         _refuse(f"there is no site with the slug {slug}")
     return [found]

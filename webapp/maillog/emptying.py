@@ -13,9 +13,7 @@ from webapp.delivery.models import Tally
 from webapp.incidents.models import AlertTarget
 from webapp.routing.models import Rule
 from webapp.sites.models import Credential, Site, SitePace, SiteSpace
-
-NO_SLUG = "-"
-"""How the slug of an emptied site begins; that of any other begins with a letter or a digit."""
+from webapp.sites.service import NO_SLUG
 
 
 def is_left(connection: Connection, site_id: int) -> bool:

@@ -40,6 +40,7 @@ from webapp.mime.view import (
     sanitise_html,
 )
 from webapp.sites.models import Site
+from webapp.sites.service import ids_beside_deleted
 from webapp.web import Group, db, menu_entry, now, requires
 
 bp = Blueprint("maillog", __name__)
@@ -140,7 +141,7 @@ def everywhere() -> ResponseReturnValue:
     with db().read() as session:
         sites = _readable_sites(session)
         filters = _filters(sites)
-        site_ids = _site_ids(sites, filters)
+        site_ids = _site_ids(session, sites, filters)
         if (found := _by_typed_id(session, filters, site_ids)) is not None:
             return found
         return _render(session, filters, site_ids, sites)
@@ -167,11 +168,11 @@ def _readable_sites(session: Session) -> list[Site]:
     ]
 
 
-def _site_ids(sites: Sequence[Site], filters: Filters) -> list[int] | None:
+def _site_ids(session: Session, sites: Sequence[Site], filters: Filters) -> list[int] | None:
     """The sites to look at; None for an instance admin, who sees them all."""
     if filters.site is not None:
         return [filters.site.id]
-    return None if web.user().is_admin else [site.id for site in sites]
+    return ids_beside_deleted(session) if web.user().is_admin else [site.id for site in sites]
 
 
 def _filters(sites: Sequence[Site]) -> Filters:

@@ -425,7 +425,7 @@ def allowed(session: Session, flow: Flow) -> Allowed | None:
         may = allows(Right.SYSTEM, role=None, is_admin=who.is_admin)
         return Allowed(connection=connection, site=None) if may else None
     site = session.get(Site, connection.site_id or flow.site_id or 0)
-    if site is None or (is_shared(connection) and not who.is_admin):
+    if site is None or site.deleted_at is not None or (is_shared(connection) and not who.is_admin):
         return None
     member = session.get(Membership, (who.id, site.id))
     role = Role(member.role) if member else None

@@ -338,7 +338,11 @@ def _sites(installation: Installation) -> Iterator[Finding]:
     with installation.db.reader.connect() as connection:
         without = connection.execute(
             sa.select(Site.slug, Site.name)
-            .where(Site.primary_connection_id.is_(None), Site.mode == Mode.LIVE)
+            .where(
+                Site.primary_connection_id.is_(None),
+                Site.mode == Mode.LIVE,
+                Site.deleted_at.is_(None),
+            )
             .order_by(Site.slug)
         ).all()
         stranded = connection.scalar(

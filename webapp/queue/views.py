@@ -24,6 +24,7 @@ from webapp.queue import mails as mail_service
 from webapp.queue.lanes import Scope
 from webapp.queue.mails import OFFERED, Do, Filter, Shown
 from webapp.sites.models import Site
+from webapp.sites.service import ids_beside_deleted
 from webapp.web import Group, db, menu_entry, not_found, now, requires, see_other, tell
 from webapp.words import Tone
 
@@ -116,6 +117,11 @@ def overview() -> ResponseReturnValue:
     )
 
 
+def _every(session: Session) -> tuple[int, ...] | None:
+    found = ids_beside_deleted(session)
+    return None if found is None else tuple(found)
+
+
 def _asked(session: Session) -> Asked:
     """Read the address; a word that means nothing counts as not there, a strange site is a 404."""
     is_admin = web.user().is_admin
@@ -131,7 +137,7 @@ def _asked(session: Session) -> Asked:
     status = request.args.get("status", "")
     return Asked(
         sites=sites,
-        whole=Scope(site_ids=None if is_admin else tuple(site.id for site in sites)),
+        whole=Scope(site_ids=_every(session) if is_admin else tuple(site.id for site in sites)),
         site=site,
         shown=Shown(status) if status in set(Shown) else Shown.WAITING,
         lane_id=_key("lane"),

@@ -2,8 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import closing
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 from sqlalchemy.orm import Session
@@ -11,12 +12,15 @@ from sqlalchemy.orm import Session
 from webapp.delivery import replan
 from webapp.fields import FieldErrors
 from webapp.installation import open_installation
-from webapp.sites import service
-from webapp.sites.models import AfterUnclear, CredentialKind, Site
-from webapp.sites.service import OFFERED_MODES, NewCredential
+from webapp.policy import export, removal
+from webapp.sites import service, settings
+from webapp.sites.models import AfterUnclear, CredentialKind, Mode, Site
+from webapp.sites.service import NewCredential
 
 ACTOR = "command line"
 USAGE, DATA, NO_USER = 64, 65, 67
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @click.group()
@@ -50,55 +54,96 @@ def create_site(name: str, url: str, admin_email: str, as_json: bool) -> None:
         click.echo(f"{made.name} is added. Its slug is {made.slug}.")
 
 
+def _set(option: str, help: str, **more: Any) -> Callable[[Command], Command]:
+    """An option of `site set`; all of them are text, checked as on the pages."""
+    return click.option(option, default=None, help=help, **more)
+
+
+def _words(values: Iterable[str]) -> click.Choice[str]:
+    return click.Choice([str(value) for value in values])
+
+
 @site.command(name="set")
 @click.argument("slug")
-@click.option("--mode", type=click.Choice([mode.value for mode in OFFERED_MODES]))
-@click.option("--name", default=None, help="How it is called.")
-@click.option("--url", default=None, help="Where it is found.")
-@click.option("--admin-email", default=None, help="Who looks after it.")
-@click.option(
+@_set("--mode", "What happens to its mail.", type=_words(Mode))
+@_set("--redirect-to", "Who gets all mail in the mode redirect-to.")
+@_set("--name", "How it is called.")
+@_set("--url", "Where it is found.")
+@_set("--admin-email", "Who looks after it.")
+@_set("--time-zone", "By its name, such as Europe/Berlin.")
+@_set(
     "--after-unclear",
-    type=click.Choice([choice.value for choice in AfterUnclear]),
-    help="Whether a mail goes once more when its answer was lost and nobody can know.",
+    "Whether a mail goes once more when its answer was lost and nobody can know.",
+    type=_words(AfterUnclear),
 )
+@_set("--retry-hours", "How long a mail is tried.")
+@_set("--patience-minutes", "How long a mail waits for its connection until a backup takes over.")
+@_set("--per-minute", "How many mails may leave; none: no limit.", metavar="N|none")
+@_set("--per-hour", "The same for an hour.", metavar="N|none")
+@_set("--per-day", "The same for a day.", metavar="N|none")
+@_set("--log-days", "How long a finished mail stays in the log.", metavar="N|forever")
+@_set(
+    "--body-days",
+    "How long the mail itself is kept once it is over; forever: as long as its entry.",
+    metavar="N|forever",
+)
+@_set("--details-days", "The same for the conversation with the remote.", metavar="N|forever")
+@_set("--placeholder-emails", "Senders that count as none, with spaces between them.")
+@_set("--placeholder-names", "Names of senders that count as none, one a line.")
 @click.option("--json", "as_json", is_flag=True, help="Print the site as JSON.")
-def set_site(
-    slug: str,
-    mode: str | None,
-    name: str | None,
-    url: str | None,
-    admin_email: str | None,
-    after_unclear: str | None,
-    as_json: bool,
-) -> None:
-    """Change a site. Mail that waits when it is set to do-not-send is not sent."""
-    if all(given is None for given in (mode, name, url, admin_email, after_unclear)):
+def set_site(slug: str, as_json: bool, **given: str | None) -> None:
+    """Change a site. A mode counts for mail that waits, too."""
+    if all(value is None for value in given.values()):
         refuse("say what to change, for example --mode do-not-send", USAGE)
     with closing(open_installation()) as installation:
         now = installation.db.now()
+        touched = 0
         try:
             with installation.db.write() as session:
                 found = find_site(session, slug)
-                service.set_site(
-                    session,
-                    found,
-                    name=name,
-                    url=url,
-                    admin_email=admin_email,
-                    mode=mode,
-                    after_unclear=AfterUnclear(after_unclear) if after_unclear else None,
-                    actor=ACTOR,
-                    now=now,
-                )
-                blocked = replan.mode_changed(session, found, now)
+                changes = settings.set_site(session, found, actor=ACTOR, now=now, **given)
+                if changes.keys() & settings.OF_THE_MODE:
+                    touched = replan.mode_changed(session, found, now)
         except FieldErrors as error:
             refuse_fields(error)
     if as_json:
-        print_json({**shown_site(found), "blocked": blocked})
-    elif blocked:
-        click.echo(f"{found.name} is saved. Waiting mails that will not be sent: {blocked}.")
+        print_json({**shown_site(found), "touched": touched})
+    elif touched:
+        click.echo(f"{found.name} is saved. {BY_MODE[Mode(found.mode)]}: {touched}.")
     else:
         click.echo(f"{found.name} is saved.")
+
+
+BY_MODE = {
+    Mode.DO_NOT_SEND: "Waiting mails that will not be sent",
+    Mode.HOLD: "Waiting mails that are held",
+    Mode.REDIRECT_TO: "Waiting mails that go to the other address",
+    Mode.LIVE: "Waiting mails",
+}
+
+
+@site.command(name="export")
+@click.argument("slug")
+def export_site(slug: str) -> None:
+    """Print its settings and its log as JSON lines, without mail and without secrets."""
+    with closing(open_installation()) as installation:
+        with installation.db.read() as session:
+            found = find_site(session, slug)
+        for line in export.lines(installation.db, found.id):
+            click.echo(line, nl=False)
+
+
+@site.command(name="delete")
+@click.argument("slug")
+@click.option("--name", prompt="Its name, to be sure", help="Its name, to be sure.")
+def delete_site(slug: str, name: str) -> None:
+    """Delete a site with its logins, connections and log. There is no way back."""
+    with closing(open_installation()) as installation, installation.db.write() as session:
+        found = find_site(session, slug)
+        if name.strip() != found.name:
+            refuse("that is not its name", DATA)
+        removed = removal.delete_site(session, found, actor=ACTOR, now=installation.db.now())
+    click.echo(f"{name.strip()} is deleted. Waiting mails that will not be sent: {removed}.")
 
 
 @site.command(name="list")
@@ -201,14 +246,7 @@ def secrets_of(made: NewCredential) -> dict[str, str]:
 
 def shown_site(found: Site) -> dict[str, object]:
     """A site for programs."""
-    return {
-        "slug": found.slug,
-        "name": found.name,
-        "url": found.url,
-        "admin_email": found.admin_email,
-        "mode": str(found.mode),
-        "after_unclear": str(found.after_unclear),
-    }
+    return {"slug": found.slug, **settings.shown(found)}
 
 
 def print_json(value: object) -> None:

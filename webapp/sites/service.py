@@ -23,9 +23,6 @@ NAME_LENGTH = 200
 URL_LENGTH = 500
 LABEL_LENGTH = 100
 MOST_PATTERNS = 100
-OFFERED_MODES = (Mode.LIVE, Mode.DO_NOT_SEND)
-"""What a site may be set to today."""
-
 SCOPES = ("send", "read", "manage")
 """What a key of the API may be allowed; the first of them unless others are named."""
 
@@ -81,53 +78,31 @@ def create_site(
     return site
 
 
-def set_site(
-    session: Session,
-    site: Site,
-    *,
-    name: str | None = None,
-    url: str | None = None,
-    admin_email: str | None = None,
-    mode: str | None = None,
-    after_unclear: AfterUnclear | None = None,
-    actor: str,
-    now: datetime,
-) -> bool:
-    """Change what is given and leave the rest; returns whether anything changed.
-
-    Raises FieldErrors for a value that cannot be used. The slug stays: addresses contain it.
-    """
-    before = _shown_site(site)
-    if mode is not None and mode not in OFFERED_MODES:
-        raise FieldErrors({"mode": N_("Choose live or do-not-send.")})
-    checked = _checked_site(
-        site.name if name is None else name,
-        site.url if url is None else url,
-        site.admin_email if admin_email is None else admin_email,
-    )
-    if site.placeholder_emails == placeholder_emails(site.url):
-        site.placeholder_emails = placeholder_emails(checked[1])
-    site.name, site.url, site.admin_email = checked
-    if mode is not None:
-        site.mode = Mode(mode)
-    if after_unclear is not None:
-        site.after_unclear = after_unclear
-    changes = audit.difference(before, _shown_site(site))
-    if not changes:
-        return False
-    session.flush()
-    _record(session, site, "site changed", "site", site.id, now, actor, changes)
-    return True
-
-
 def find_site(session: Session, slug: str) -> Site | None:
-    """The site with this slug."""
-    return session.scalar(sa.select(Site).where(Site.slug == slug))
+    """The site with this slug; one that is being deleted is not there any more."""
+    return session.scalar(sa.select(Site).where(Site.slug == slug, Site.deleted_at.is_(None)))
 
 
 def all_sites(session: Session) -> list[Site]:
     """Every site, by name."""
-    return list(session.scalars(sa.select(Site).order_by(sa.func.lower(Site.name), Site.id)))
+    query = sa.select(Site).where(Site.deleted_at.is_(None))
+    return list(session.scalars(query.order_by(sa.func.lower(Site.name), Site.id)))
+
+
+NO_SLUG = "-"
+"""How the slug of a site begins whose mail is gone, too; no other slug begins so."""
+
+
+def ids_beside_deleted(session: Session) -> list[int] | None:
+    """The sites that are there, while mail of a deleted one is still being purged; else None: a
+    query over all mail need not name them.
+    """
+    going = sa.exists().where(
+        Site.deleted_at.is_not(None), sa.not_(Site.slug.startswith(NO_SLUG, autoescape=True))
+    )
+    if not session.scalar(sa.select(going)):
+        return None
+    return list(session.scalars(sa.select(Site.id).where(Site.deleted_at.is_(None))))
 
 
 def placeholder_emails(url: str) -> list[str]:
@@ -172,7 +147,7 @@ def check_line(text: str, length: int) -> str:
 def _checked_site(name: str, url: str, admin_email: str) -> tuple[str, str, str]:
     errors: dict[str, str] = {}
     values = {"name": name, "url": url, "admin_email": admin_email}
-    checks = {"name": _check_name, "url": _check_url, "admin_email": _check_admin_email}
+    checks = {"name": check_name, "url": check_url, "admin_email": check_admin_email}
     for field, check in checks.items():
         try:
             values[field] = check(values[field])
@@ -183,14 +158,16 @@ def _checked_site(name: str, url: str, admin_email: str) -> tuple[str, str, str]
     return values["name"], values["url"], values["admin_email"]
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """What a site is called; raises ValueError with the sentence to show."""
     name = check_line(name, NAME_LENGTH)
     if not name:
         raise ValueError(N_("Give the site a name."))
     return name
 
 
-def _check_url(url: str) -> str:
+def check_url(url: str) -> str:
+    """Where a site is found, or nothing; raises ValueError with the sentence to show."""
     url = check_line(url, URL_LENGTH)
     if not url:
         return ""
@@ -211,7 +188,8 @@ def _check_url(url: str) -> str:
     return url
 
 
-def _check_admin_email(text: str) -> str:
+def check_admin_email(text: str) -> str:
+    """An address or nothing; raises ValueError with the sentence to show."""
     return check_email(text) if text.strip() else ""
 
 
@@ -337,7 +315,7 @@ def find_by_username(session: Session, username: str) -> tuple[Credential, Site]
     row = session.execute(
         sa.select(Credential, Site)
         .join(Site, Site.id == Credential.site_id)
-        .where(Credential.username == username)
+        .where(Credential.username == username, Site.deleted_at.is_(None))
     ).first()
     return (row[0], row[1]) if row else None
 
