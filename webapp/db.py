@@ -37,6 +37,11 @@ Clock = Callable[[], datetime]
 BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 """A 64-bit key; on SQLite it must be spelled INTEGER to be the rowid."""
 
+ASK_EVERY = 30.0
+ASK_SKEW = 1.0
+"""Seconds between questions for the database's time; and how far this machine's clock may be off
+what it was at the last one."""
+
 
 def utcnow() -> datetime:
     """This machine's time, aware UTC."""
@@ -191,8 +196,10 @@ class Database:
         else:
             self.writer = _postgresql_engine(self.url, pool_size)
             self.reader = self.writer.execution_options(postgresql_readonly=True)
-        self._offset = timedelta()
-        self._offset_until = 0.0
+        self._told = (utcnow(), time.monotonic())
+        """The database's time when it last said so, and when that was."""
+        self._ask_at = 0.0
+        self._skew = 0.0
 
     @contextmanager
     def write(self) -> Iterator[Session]:
@@ -272,16 +279,20 @@ class Database:
     def now(self) -> datetime:
         """The clock of the ledger: this machine's on SQLite, the database's on PostgreSQL.
 
-        Never fails: while the database is away, the difference found last still holds.
+        Never fails: while the database is away, it goes on from what that told last, whatever is
+        done to this machine's clock.
         """
         if self.is_sqlite:
             return utcnow()
-        if time.monotonic() >= self._offset_until:
-            self._offset_until = time.monotonic() + 30
+        ticks = time.monotonic()
+        skew = time.time() - ticks  # changes when the clock is set, and when the machine has slept
+        if ticks >= self._ask_at or abs(skew - self._skew) > ASK_SKEW:
+            self._ask_at, self._skew = ticks + ASK_EVERY, skew
             with suppress(sa.exc.SQLAlchemyError), self.reader.connect() as connection:
                 theirs = connection.scalar(sa.text("SELECT clock_timestamp()"))
-                self._offset = theirs - utcnow()
-        return utcnow() + self._offset
+                self._told = theirs, time.monotonic()
+        told, at = self._told
+        return told + timedelta(seconds=time.monotonic() - at)
 
     def close(self) -> None:
         """Close every connection."""

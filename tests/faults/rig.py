@@ -145,6 +145,8 @@ class House:
     process: subprocess.Popen[bytes] | None = None
     environment_more: dict[str, str] = field(default_factory=dict)
     last_output: str = ""
+    module: str = "webapp.cli"
+    """What starts it."""
     commands_start_processes: bool = False
     """Whether commands are run as people run them. That takes ten times as long: one test for each
     command does it, and whatever only needs something made does not."""
@@ -198,7 +200,7 @@ class House:
         """Start the supervisor; returns when mail can be handed in."""
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "webapp.cli", "serve"],
+                [sys.executable, "-m", self.module, "serve"],
                 cwd=ROOT,
                 env=self.environment,
                 stdout=log,

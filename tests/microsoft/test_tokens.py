@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -299,12 +300,14 @@ def test_no_thread_waits_for_another_while_the_old_token_is_good(lone: Linked) -
         assert renewal.result(30) != old
 
 
-def test_a_lease_whose_owner_died_ends(linked: Linked) -> None:
+@pytest.mark.parametrize("ends_in", [-module.LEASE, timedelta(hours=6)], ids=["dead", "ahead"])
+def test_a_lease_whose_owner_died_ends(linked: Linked, ends_in: timedelta) -> None:
+    """Also one that was taken while the clock was hours ahead."""
     linked.let_pass(EXPIRED)
     with linked.installation.db.write() as session:
         grant = session.get_one(Grant, linked.grant_id)
         grant.lease_owner = "somebody"
-        grant.lease_until = linked.installation.db.now() - module.LEASE
+        grant.lease_until = linked.installation.db.now() + ends_in
     linked.tokens().token(linked.grant_id)
     assert linked.asked() == 1
 

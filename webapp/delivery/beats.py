@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from webapp.delivery.models import Heartbeat
 
 FORGET_AFTER = timedelta(days=1)
+AHEAD = timedelta(minutes=1)
 
 
 def name_of(part: str) -> str:
@@ -23,7 +24,8 @@ def name_of(part: str) -> str:
 def beat(
     connection: Connection, name: str, part: str, now: datetime, details: Mapping[str, Any]
 ) -> None:
-    """Say that a process is alive, and forget those that have said nothing for a day."""
+    """Say that a process is alive, and forget those that have said nothing for a day, or that said
+    so by a clock that has been put back since: whoever is alive says so again."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     values = {"name": name, "part": part, "beat_at": now, "details": dict(details)}
     statement = insert(Heartbeat).values(values)
@@ -33,7 +35,8 @@ def beat(
             set_={"beat_at": statement.excluded.beat_at, "details": statement.excluded.details},
         )
     )
-    connection.execute(sa.delete(Heartbeat).where(Heartbeat.beat_at < now - FORGET_AFTER))
+    old, ahead = Heartbeat.beat_at < now - FORGET_AFTER, Heartbeat.beat_at > now + AHEAD
+    connection.execute(sa.delete(Heartbeat).where(sa.or_(old, ahead)))
 
 
 def forget(connection: Connection, name: str) -> None:

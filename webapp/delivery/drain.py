@@ -7,7 +7,7 @@ here by `claims`; it changes only after a commit, so that a commit that failed l
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -111,8 +111,10 @@ class Drain:
         token: int,
         threads: int,
         start: Callable[[Job], None],
+        clock: Callable[[], datetime] | None = None,
     ) -> None:
         self._db = db
+        self._clock = clock or db.now
         self._load_keys = load_keys
         self._keyring = load_keys()
         self._token = token
@@ -131,6 +133,7 @@ class Drain:
         """Of the sites that have limits of their own."""
         self._outcomes = Outcomes()
         self._unsure = False
+        self._stepped_at: datetime | None = None
 
     def step(self, finished: Sequence[Finished], *, look: bool, claiming: bool = True) -> int:
         """Record what ended, claim what fits, start it; returns how many were started.
@@ -139,9 +142,9 @@ class Drain:
         over, and SQLAlchemy's errors when the database is away: then call it again with the same
         `finished`.
         """
-        now = self._db.now()
+        now = self._tell_time()
         taken = Taken()
-        mine = [item for item in finished if self._is_mine(item)]
+        mine = [not_ahead(item, now) for item in finished if self._is_mine(item)]
         self._outcomes.begin()
         try:
             with self._db.write_connection() as connection:
@@ -170,6 +173,15 @@ class Drain:
             self._start(job)
         self._tell_health(now)
         return len(jobs)
+
+    def _tell_time(self) -> datetime:
+        """Now. When the clock was put back, no lane waits for room until a time of the old one."""
+        now = self._clock()
+        if self._stepped_at is not None and now < self._stepped_at:
+            for lane in self._lanes.values():
+                lane.not_before = None
+        self._stepped_at = now
+        return now
 
     def _is_mine(self, item: Finished) -> bool:
         """Whether this is a claim of ours that is still open."""
@@ -505,6 +517,11 @@ class Drain:
             opened=self._opened.get(claim.connection_id, GONE),
             placeholders=site.placeholders if site is not None else NO_PLACEHOLDERS,
         )
+
+
+def not_ahead(item: Finished, now: datetime) -> Finished:
+    """The same; what ended by a clock that has been put back since ended now."""
+    return item if item.finished_at <= now else replace(item, finished_at=now)
 
 
 NO_PLACEHOLDERS = Placeholders(emails=(), names=())

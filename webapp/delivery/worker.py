@@ -16,6 +16,7 @@ import structlog
 from webapp.accounts import service as accounts
 from webapp.api.service import drop_old_keys
 from webapp.delivery import beats
+from webapp.delivery.clock import ClockWatch
 from webapp.delivery.decide import Finished, Result
 from webapp.delivery.detours import Detours
 from webapp.delivery.drain import Drain
@@ -66,6 +67,7 @@ class Worker:
         self.name = beats.name_of("deliver")
         self._surroundings = surroundings
         self._detours = Detours(installation.db)
+        self._clock = ClockWatch(installation.db)
         self._stop = threading.Event()
         self._events: Events = queue.SimpleQueue()
         self._beat_at = 0.0
@@ -126,6 +128,7 @@ class Worker:
             token=token,
             threads=settings.delivery_threads,
             start=start,
+            clock=self._clock.now,
         )
         retention = Retention(db)
         retention.start()
@@ -237,6 +240,7 @@ class Worker:
     def _now_and_then(self, sender: Sender) -> None:
         try:
             self._beat(owner=True)
+            self._clock.round()
             if time.monotonic() >= self._chores_at:
                 self._chores_at = time.monotonic() + CHORES_SECONDS
                 self._chores(sender)

@@ -387,12 +387,15 @@ class Tokens:
             raise TransientError(UNREADABLE) from error
 
     def _is_leased(self, row: _Row) -> bool:
-        return row.lease_until is not None and row.lease_until >= self._db.now()
+        now = self._db.now()
+        return row.lease_until is not None and now <= row.lease_until <= now + 2 * LEASE
 
     def _lease(self, grant_id: int, version: int, me: str) -> bool:
         """Become the one who renews this grant."""
         now = self._db.now()
-        free = sa.or_(Grant.lease_until.is_(None), Grant.lease_until < now)
+        # One that lasts for so long was taken by a clock that has been put back since.
+        over = sa.or_(Grant.lease_until < now, Grant.lease_until > now + 2 * LEASE)
+        free = sa.or_(Grant.lease_until.is_(None), over)
         return self._change(
             sa.update(Grant)
             .where(Grant.id == grant_id, Grant.version == version, free)
