@@ -103,7 +103,9 @@ def test_a_mode_counts_for_waiting_mail_and_stands_on_every_page(
     with installation.db.read() as session:
         assert session.get_one(Message, mail.id).state == state
     for path in (PATH, "/sites/shop/log", "/sites/shop/settings/email-log"):
-        assert any("By choice" in text for text in client.get(path).notices), path
+        page = client.get(path)
+        assert any("By choice" in text for text in page.notices), path
+        assert ("Change the mode" in page.links()) == (path != PATH)
 
 
 def test_mistakes_are_said_together_and_nothing_typed_is_lost(
