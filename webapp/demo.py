@@ -35,7 +35,7 @@ from webapp.config import ConfigError, Listen, Settings
 from webapp.connections import service as connections
 from webapp.connections.models import Connection
 from webapp.connections.service import FormValues
-from webapp.delivery import replan
+from webapp.delivery import actions, replan
 from webapp.delivery.models import Lane, Message, Source, State
 from webapp.delivery.wake import Waker
 from webapp.ingress.accept import Pinned, Submission, prepare, store
@@ -46,6 +46,10 @@ from webapp.microsoft.models import OAuthApp
 from webapp.microsoft.service import Account, AppValues
 from webapp.microsoft.tokens import AppFacts, Tokens
 from webapp.outward import Outward
+from webapp.routing import rules
+from webapp.routing.conditions import Operator, Property
+from webapp.routing.models import Action, RuleKind
+from webapp.routing.rules import Draft
 from webapp.sandbox import server
 from webapp.sandbox.directory import SHARED_APPLICATION
 from webapp.sandbox.folder import Folder
@@ -254,12 +258,13 @@ def wait(until: Callable[[], object], what: str) -> None:
 
 
 def tour(settings: Settings, note: Note) -> str:
-    """Five lines to begin with."""
+    """What to look at first."""
     return (
         f"\nOpen {settings.url} and sign in as {note.email} with the password {note.password}\n"
         "1. The first page lists two sites, the one in trouble first: its link was revoked.\n"
         "2. Its mail is held, not lost: link the mailbox again in three clicks, and it leaves.\n"
-        "3. The log of Lindenhof Shop has mail in every state; open one that failed, and its fix.\n"
+        "3. The log of Lindenhof Shop has mail in every state; open one that failed, and its fix;\n"
+        "   one is held by a control until you release it.\n"
         f"4. {settings.demo_inbox} shows what arrived, and makes things go wrong.\n"
         "5. Ctrl-C ends it all; the next start has the same data.\n"
     )
@@ -484,6 +489,12 @@ def _mail_of_the_shop(installation: Installation, sandbox: Sandbox, shop: Shown)
     send("Newsletter Advent", "leser@mail.example", "Diese Woche alles rund um den Advent.")
     send.until(State.BLOCKED)
     _set_mode(installation, shop, Mode.LIVE)
+    _hold_newsletters(installation, shop)
+    send("Newsletter Nikolaus", "leser@mail.example", "Am 6. Dezember ist der Laden offen.")
+    send.until(State.HELD)
+    send("Newsletter Nikolaus (Entwurf)", "leser@mail.example", "Hier fehlt noch der Text.")
+    send.until(State.HELD)
+    send.cancel()
     for subject, to, text in (
         ("Ihre Bestellung 20431", "a.keller@mail.example", "Vielen Dank für Ihre Bestellung."),
         ("Ihr Passwort bei Lindenhof", "b.vogt@mail.example", "Zum Ändern des Passworts: ..."),
@@ -527,6 +538,19 @@ def _set_mode(installation: Installation, shown: Shown, mode: Mode) -> None:
     with installation.db.write() as session:
         site = session.get_one(Site, shown.site_id)
         site_settings.set_site(session, site, mode=mode, actor=ACTOR, now=installation.db.now())
+
+
+def _hold_newsletters(installation: Installation, shown: Shown) -> None:
+    """A control: somebody looks at a newsletter before it leaves."""
+    is_one = {
+        "property": Property.SUBJECT.value,
+        "operator": Operator.STARTS_WITH.value,
+        "value": "Newsletter",
+    }
+    draft = Draft(name="Newsletters are looked at first", action=Action.HOLD, groups=((is_one,),))
+    with installation.db.write() as session:
+        site, now = session.get_one(Site, shown.site_id), installation.db.now()
+        rules.save_rules(session, site, RuleKind.CONTROL, (draft,), actor=ACTOR, now=now)
 
 
 def _deferred(installation: Installation, shop: Shown) -> None:
@@ -601,6 +625,15 @@ class _Sender:
             lambda: _state_of(self._installation, self._queue_id) == state,
             f"a mail that is {state.value}",
         )
+
+    def cancel(self) -> None:
+        """Take the last one back."""
+        db = self._installation.db
+        with db.read() as session:
+            query = sa.select(Message.id).where(Message.queue_id == self._queue_id)
+            key = session.scalars(query).one()
+        with db.write_connection() as connection:
+            actions.cancel(connection, key, db.now())
 
 
 def _state_of(installation: Installation, queue_id: str) -> str | None:

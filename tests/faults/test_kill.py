@@ -83,7 +83,9 @@ def carry_through(
     assert b"BAD  ledger" not in house.command("doctor")
     assert tried_in_vain(installation) > 0
     assert house.stop() == 0
+    database = "SQLite" if installation.db.is_sqlite else "PostgreSQL"
     print(
+        f"{database}, {type(sink).__name__}: "
         f"{len(clients.offered)} offered, {len(clients.answered)} answered, "
         f"{len(arrived)} arrived, {len(twice)} twice, {len(marked)} marked"
     )
