@@ -44,10 +44,10 @@ def upgrade() -> None:
     op.add_column("message", sa.Column("routed_version", sa.Integer(), nullable=True))
     op.add_column("message", sa.Column("detour", sa.JSON(), nullable=True))
     # What waits may follow the rules from now on; a test, or what asked for a connection, never does.
-    is_asked = "coalesce(why ->> 'code', '') = 'asked'"
     op.execute(
         "UPDATE message SET planned_id = connection_id, routed_version = CASE WHEN "
-        f"source = 'test' OR {is_asked} THEN NULL ELSE 0 END WHERE due_at IS NOT NULL"
+        "source = 'test' OR coalesce(why ->> 'code', '') = 'asked' THEN NULL ELSE 0 END "
+        "WHERE due_at IS NOT NULL"
     )
     op.create_index(
         "ix_message_detour",
