@@ -10,6 +10,7 @@ from alembic.script import ScriptDirectory
 
 from webapp import schema
 from webapp.db import Base, Database, SealedText, UTCDateTime
+from webapp.microsoft.models import Grant, Link, Mailbox, OAuthApp
 from webapp.schema import SchemaError
 
 
@@ -104,6 +105,34 @@ def test_mail_that_waits_at_an_upgrade_follows_the_rules_from_then_on(db: Databa
     assert tuple(kept) == (None, None)
 
 
+def test_registrations_and_their_links_live_through_an_upgrade(db: Database) -> None:
+    schema.build(db, "0003")
+    old = "2026-11-01 10:00:00.000000"
+    with db.write_connection() as connection:
+        rows = (OLD_ROWS_SITE, OLD_ROWS_CONNECTION, OLD_ROWS_APP, OLD_ROWS_MAILBOX, OLD_ROWS_GRANT)
+        for text in (*rows, OLD_ROWS_LINK):
+            connection.execute(sa.text(text), {"at": old})
+    schema.migrate(db)
+    with db.reader.connect() as connection:
+        found = connection.execute(
+            sa.select(OAuthApp.provider, Mailbox.provider, OAuthApp.client_id, OAuthApp.uid)
+            .join(Link, Link.app_id == OAuthApp.id)
+            .join(Grant, Grant.id == Link.grant_id)
+            .join(Mailbox, Mailbox.id == Grant.mailbox_id)
+        ).one()
+    assert tuple(found) == ("microsoft", "microsoft", "an-id", "a4")
+    with db.write() as session:
+        app = session.get_one(OAuthApp, 4)
+        second = {"connection_id": 7, "cloud": "google", "tenant": "google", "created_at": db.now()}
+        session.add(OAuthApp(uid="a5", provider="google", updated_at=db.now(), **second))
+        session.flush()
+        with pytest.raises(sa.exc.IntegrityError), session.begin_nested():
+            session.add(OAuthApp(uid="a6", provider="google", updated_at=db.now(), **second))
+        session.delete(app)
+    with db.reader.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(Link)) == 0
+
+
 OLD_ROWS_SITE = """
 INSERT INTO site (id, slug, name, url, admin_email, time_zone, mode, after_unclear, retry_hours,
     placeholder_emails, placeholder_names, created_at)
@@ -123,4 +152,22 @@ INSERT INTO message (id, queue_id, site_id, source, received, state, due_at, con
     maybe_twice, last_code, last_words)
 VALUES (:key, CAST(:key AS TEXT), 1, :source, '{}', 'queued', :due, 7, :why, '', '', '', '', '',
     '', '', 1, 1, false, :at, :at, 0, 0, 0, false, '', '')
+"""
+OLD_ROWS_APP = """
+INSERT INTO oauth_app (id, uid, connection_id, name, cloud, tenant, client_id, secret_set_by,
+    next_secret_set_by, problem_code, problem_words, created_at, updated_at)
+VALUES (4, 'a4', 7, 'Ours', 'global', 'common', 'an-id', '', '', '', '', :at, :at)
+"""
+OLD_ROWS_MAILBOX = """
+INSERT INTO mailbox (id, cloud, tenant_id, object_id, address, sign_in_name, name, addresses,
+    created_at, updated_at)
+VALUES (3, 'global', 't', 'o', 'a@b.example', '', '', '[]', :at, :at)
+"""
+OLD_ROWS_GRANT = """
+INSERT INTO "grant" (id, app_id, mailbox_id, scopes, version, lease_owner, state, state_since, code,
+    words, renewed_at, renew_at)
+VALUES (2, 4, 3, '[]', 1, '', 'linked', :at, '', '', :at, :at)
+"""
+OLD_ROWS_LINK = """
+INSERT INTO link (connection_id, app_id, grant_id, linked_at, linked_by) VALUES (7, 4, 2, :at, '')
 """

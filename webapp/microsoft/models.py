@@ -49,7 +49,7 @@ class OAuthApp(Base):
     id: Mapped[int] = mapped_column(BigId, primary_key=True)
     uid: Mapped[str] = mapped_column(sa.String(20), unique=True)
     connection_id: Mapped[int | None] = mapped_column(
-        sa.ForeignKey("connection.id", ondelete="CASCADE"), unique=True
+        sa.ForeignKey("connection.id", ondelete="CASCADE")
     )
     """Whose own it is; empty for a shared one, which serves One-Click Setup."""
     name: Mapped[str] = mapped_column(sa.String(120), default="")
@@ -60,7 +60,7 @@ class OAuthApp(Base):
     cloud: Mapped[str] = mapped_column(sa.String(20))
     tenant: Mapped[str] = mapped_column(sa.String(255))
     """The path segment of its authority: `common`, `organizations`, `consumers` or one tenant."""
-    client_id: Mapped[str] = mapped_column(sa.String(64), default="")
+    client_id: Mapped[str] = mapped_column(sa.String(255), default="")
     secret: Mapped[str | None] = mapped_column(SealedText("oauth-app"))
     """Sealed: the client secret, a text."""
     secret_set_at: Mapped[datetime | None]
@@ -77,6 +77,8 @@ class OAuthApp(Base):
     problem_since: Mapped[datetime | None]
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
+
+    __table_args__ = (sa.UniqueConstraint("connection_id", "provider"),)
 
 
 class Mailbox(Base):
@@ -115,9 +117,9 @@ class Grant(Base):
         sa.ForeignKey("mailbox.id", ondelete="CASCADE"), index=True
     )
     scopes: Mapped[list[str]] = mapped_column(default=list)
-    """Granted permissions, without the cloud in front: `Mail.Send`."""
+    """Granted permissions, without the cloud in front: `Mail.Send`, `gmail.send`."""
     cache: Mapped[str | None] = mapped_column(SealedText("grant"))
-    """Sealed: MSAL's token cache, a text; empty once removed."""
+    """Sealed: the tokens as the provider's renewer keeps them, a text; empty once removed."""
     version: Mapped[int] = mapped_column(default=1)
     """Raised whenever cache or state change; a renewal counts only while it is unchanged."""
     lease_owner: Mapped[str] = mapped_column(sa.String(64), default="")

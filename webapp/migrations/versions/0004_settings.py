@@ -14,7 +14,7 @@ DETOURS = sa.text("detour IS NOT NULL AND due_at IS NOT NULL")
 
 
 def upgrade() -> None:
-    """Add the tables, and columns whose defaults need no table to be made anew.
+    """Add the tables, and columns whose defaults need no table to be made anew, but for one.
 
     Sites that are there keep their log for ever, as before; new ones begin with finite times.
     """
@@ -39,6 +39,18 @@ def upgrade() -> None:
         op.add_column(
             table,
             sa.Column("provider", sa.String(length=20), server_default="microsoft", nullable=False),
+        )
+    # A connection may bring a registration for each provider; ids of Google's are longer.
+    with op.batch_alter_table("oauth_app") as batch:
+        batch.drop_constraint(op.f("uq_oauth_app_connection_id"), type_="unique")
+        batch.create_unique_constraint(
+            op.f("uq_oauth_app_connection_id_provider"), ["connection_id", "provider"]
+        )
+        batch.alter_column(
+            "client_id",
+            existing_type=sa.String(length=64),
+            type_=sa.String(length=255),
+            existing_nullable=False,
         )
     op.add_column("message", sa.Column("planned_id", BIG_ID, nullable=True))
     op.add_column("message", sa.Column("routed_version", sa.Integer(), nullable=True))
