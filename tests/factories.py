@@ -346,6 +346,7 @@ def a_mailbox(session: Session, *, address: str = "", **values: Any) -> Mailbox:
     number = next(_numbers)
     address = address or f"orders{number}@contoso.example"
     defaults = {
+        "provider": "microsoft",
         "cloud": "global",
         "tenant_id": "8d1f0000-0000-4000-8000-0000000000c2",
         "object_id": f"99999999-8888-4777-8666-{number:012d}",

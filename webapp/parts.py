@@ -18,13 +18,13 @@ from webapp.delivery import beats
 from webapp.delivery.wake import Waker
 from webapp.delivery.worker import Worker
 from webapp.disk import Disk
+from webapp.google.cloud import every_cloud
 from webapp.incidents.tell import Teller
 from webapp.incidents.watch import Watch
 from webapp.ingress.accept import Acceptor
 from webapp.ingress.smtp import SubmissionServer
 from webapp.installation import Installation, load_keys, open_installation
 from webapp.mailers.base import Surroundings
-from webapp.microsoft.clouds import clouds
 from webapp.microsoft.keepalive import KeepAlive
 from webapp.microsoft.tokens import Tokens
 from webapp.outward import Outward
@@ -46,7 +46,7 @@ def deliver() -> None:
     tokens = Tokens(
         installation.db,
         lambda: load_keys(settings, may_create=False),
-        clouds(settings),
+        every_cloud(settings),
         lambda: Outward(ca_file=ca_file),
     )
     surroundings = Surroundings(hostname=settings.hostname, ca_file=ca_file, tokens=tokens)

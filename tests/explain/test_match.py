@@ -101,6 +101,31 @@ SAID_BY_MICROSOFT = [
     ("400 ErrorOfTomorrow", "Something new", "microsoft-unknown"),
 ]
 
+SAID_BY_GOOGLE = [
+    ("invalid_grant", "Token has been expired or revoked.", "google-link-ended"),
+    ("invalid_grant", "Account has been deleted", "google-account-gone"),
+    ("invalid_grant", "reauth related error (invalid_rapt) invalid_rapt", "google-session-policy"),
+    ("invalid_rapt", "reauth related error", "google-session-policy"),
+    ("invalid_client", "The provided client secret is invalid.", "google-app-refused"),
+    ("scopes-changed", "Google renewed the link without permission", "google-permission"),
+    ("403 accessNotConfigured", "Gmail API has not been used in project 1", "google-api-off"),
+    ("403 SERVICE_DISABLED", "", "google-api-off"),
+    ("403 insufficientPermissions", "insufficient authentication scopes.", "google-permission"),
+    ("403 domainPolicy", "The domain administrators have disabled", "google-domain-policy"),
+    ("403 userRateLimitExceeded", "User Rate Limit Exceeded", "google-slow"),
+    ("429 rateLimitExceeded", "Too many concurrent requests for user", "google-slow"),
+    ("429", "", "google-slow"),
+    ("400 failedPrecondition", "Mail service not enabled", "google-no-mailbox"),
+    ("400 failedPrecondition", "Precondition check failed.", "google-no-mailbox"),
+    ("400 invalidArgument", "Recipient address required", "google-recipients"),
+    ("400 invalidArgument", "'raw' RFC822 payload message is invalid", "google-request"),
+    ("401 authError", "Invalid Credentials", "google-token-refused"),
+    ("413", "", "google-too-large"),
+    ("503 backendError", "The service is currently unavailable.", "google-busy"),
+    ("504", "", "google-unclear"),
+    ("418 ofTomorrow", "Something new", "google-unknown"),
+]
+
 SAID_BY_SERVERS = [
     ("535 5.7.139", "Authentication unsuccessful", "smtp-password-blocked"),
     ("535", "5.7.139 Authentication unsuccessful", "smtp-password-blocked"),
@@ -126,6 +151,27 @@ def test_what_microsoft_says_is_explained(code: str, words: str, key: str) -> No
     assert explain(mailer="outlook", code=code, words=words).key == key
 
 
+@pytest.mark.parametrize(("code", "words", "key"), SAID_BY_GOOGLE)
+def test_what_google_says_is_explained(code: str, words: str, key: str) -> None:
+    assert explain(mailer="gmail", code=code, words=words).key == key
+
+
+@pytest.mark.parametrize(
+    ("error", "description", "key"),
+    [
+        ("access_denied", "", "google-declined"),
+        ("admin_policy_enforced", "", "google-domain-policy"),
+        ("invalid_client", "The OAuth client was not found.", "google-app-refused"),
+        ("invalid_grant", "Malformed auth code.", "google-link-again"),
+        (LINK_STATE, "", "google-link-state"),
+        (LINK_SCOPE_MISSING, "", "google-permission"),
+        ("", "", "google-link-incomplete"),
+    ],
+)
+def test_a_link_at_google_that_failed_is_explained(error: str, description: str, key: str) -> None:
+    assert explain_link(error, description, "gmail").key == key
+
+
 @pytest.mark.parametrize(("code", "words", "key"), SAID_BY_SERVERS)
 def test_what_a_mail_server_says_is_explained(code: str, words: str, key: str) -> None:
     assert explain(mailer="smtp", code=code, words=words).key == key
@@ -139,9 +185,9 @@ def test_every_code_of_microsofts_leads_to_its_explanation(code: str) -> None:
 
 @pytest.mark.parametrize("cause", [cause for cause in Cause if cause])
 def test_every_cause_is_explained(cause: Cause) -> None:
-    for mailer in ("outlook", "smtp", "another"):
+    for mailer in ("outlook", "gmail", "smtp", "another"):
         found = explain(mailer=mailer, code="", words="", cause=cause)
-        assert found.key not in {"unknown", "microsoft-unknown"}
+        assert found.key not in {"unknown", "microsoft-unknown", "google-unknown"}
 
 
 def test_a_cause_at_microsoft_is_told_otherwise_than_at_a_server() -> None:
@@ -165,6 +211,8 @@ def test_a_mail_that_may_have_gone_out_is_never_told_to_be_tried_again() -> None
     for code in ("503", "503 serviceNotAvailable", "500 ErrorServerBusy", "502"):
         found = explain(mailer="outlook", code=code, words="", cause="lost-answer")
         assert found.key == "answer-unclear"
+        found = explain(mailer="gmail", code=code, words="", cause="lost-answer")
+        assert found.key == "google-unclear"
     assert explain(mailer="smtp", code="", words="", cause="owner-lost").key == "answer-lost"
 
 
@@ -203,7 +251,7 @@ _any_words = st.text() | st.lists(
 
 
 @given(
-    mailer=st.sampled_from(["outlook", "smtp", ""]) | st.text(),
+    mailer=st.sampled_from(["outlook", "gmail", "smtp", ""]) | st.text(),
     code=_any_words,
     words=_any_words,
     cause=st.sampled_from([*Cause, "owner-lost"]) | st.text(),

@@ -26,6 +26,7 @@ from webapp.sites.models import Site
 from webapp.web import Person
 
 GLOBAL = {cloud.slug: cloud for cloud in CLOUDS}["global"]
+SIGN_IN = flows.SIGN_INS["microsoft"]
 CHINA = {cloud.slug: cloud for cloud in CLOUDS}["china"]
 TENANT = "3f2a7c1e-5b84-4d0e-9c63-1a2b3c4d5e6f"
 
@@ -78,14 +79,14 @@ def test_the_way_back_is_the_public_address_and_never_the_host_header(tmp_path: 
     )
     app = create_app(installation)
     with app.test_request_context(base_url="https://evil.example"):
-        found = flows.redirect_uri(installation.settings)
+        found = SIGN_IN.redirect_uri(installation.settings)
     assert found == "https://post.example/mail/oauth/microsoft/callback"
     installation.close()
 
 
 def test_each_cloud_is_asked_for_its_own_scopes() -> None:
-    assert flows.full_scopes(GLOBAL)[1] == "https://graph.microsoft.com/Mail.Send"
-    assert flows.full_scopes(CHINA)[1] == "https://microsoftgraph.chinacloudapi.cn/Mail.Send"
+    assert SIGN_IN.scopes(GLOBAL)[1] == "https://graph.microsoft.com/Mail.Send"
+    assert SIGN_IN.scopes(CHINA)[1] == "https://microsoftgraph.chinacloudapi.cn/Mail.Send"
 
 
 @pytest.mark.parametrize(
@@ -101,14 +102,14 @@ def test_each_cloud_is_asked_for_its_own_scopes() -> None:
 def test_what_was_granted_is_read_with_and_without_the_cloud(
     scope: str, granted: list[str]
 ) -> None:
-    assert flows.granted_permissions(GLOBAL, scope) == granted
+    assert SIGN_IN.granted(GLOBAL, scope) == granted
 
 
 # ---- the ID token ----
 
 
 def test_the_issuer_is_that_of_the_tenant_who_signed_in(place: Place) -> None:
-    validate = flows.claims_options(place.opened())["iss"]["validate"]
+    validate = SIGN_IN.claims(place.opened())["iss"]["validate"]
     claims = {"tid": TENANT}
     assert validate(claims, f"https://login.microsoftonline.com/{TENANT}/v2.0")  # type: ignore[operator]
     for issuer in (
@@ -123,16 +124,16 @@ def test_the_issuer_is_that_of_the_tenant_who_signed_in(place: Place) -> None:
 def test_a_registration_of_one_tenant_takes_accounts_of_that_one(place: Place) -> None:
     with place.installation.db.write() as session:
         session.get_one(OAuthApp, place.registration.id).tenant = TENANT
-    validate = flows.claims_options(place.opened())["tid"]["validate"]
+    validate = SIGN_IN.claims(place.opened())["tid"]["validate"]
     assert validate({}, TENANT.upper())  # type: ignore[operator]
     assert not validate({}, PERSONAL_TENANT)  # type: ignore[operator]
 
 
 def test_claims_options_are_made_anew_for_each_answer(place: Place) -> None:
     opened = place.opened()
-    first = flows.claims_options(opened)
+    first = SIGN_IN.claims(opened)
     del first["iss"]["validate"]
-    assert "validate" in flows.claims_options(opened)["iss"]
+    assert "validate" in SIGN_IN.claims(opened)["iss"]
 
 
 # ---- the client ----

@@ -39,6 +39,7 @@ from webapp.microsoft.clouds import clouds
 from webapp.microsoft.link import ConsentRequest
 from webapp.microsoft.models import Consent, Grant, GrantState, Link, LinkFlow, Mailbox, OAuthApp
 from webapp.microsoft.tokens import Tokens
+from webapp.oauth_session import OAuthSession
 from webapp.outward import Outward
 from webapp.sites.models import Site
 
@@ -805,13 +806,13 @@ def test_an_answer_without_a_part_is_refused(
         "refresh_token": "offline_access",
         "scope": "Mail.Send",
     }
-    fetch = flows._Browser.fetch_token
+    fetch = OAuthSession.fetch_token
 
     def fetch_less(self: object, *args: object, **kwargs: object) -> dict[str, object]:
         found = fetch(self, *args, **kwargs)
         return {name: value for name, value in found.items() if name != lacking}
 
-    monkeypatch.setattr(flows._Browser, "fetch_token", fetch_less)
+    monkeypatch.setattr(OAuthSession, "fetch_token", fetch_less)
     assert told[lacking] in world.notice(path)
     assert world.linked() == ""
 

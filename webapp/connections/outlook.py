@@ -201,7 +201,7 @@ class OutlookAccounts(Accounts):
             "known_of": known_of,
             "who_labels": WHO_LABELS,
             "admins": admins() if needs_admin(account) else [],
-            "permissions": flows.PERMISSIONS,
+            "permissions": flows.MICROSOFT_SIGN_IN.permissions,
         }
 
 

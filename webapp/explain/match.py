@@ -8,6 +8,7 @@ gives to many failures, and both before a bare HTTP status.
 import re
 from collections.abc import Iterator
 
+from webapp.explain import google
 from webapp.explain.model import Explanation
 from webapp.explain.texts import EXPLANATIONS
 from webapp.mailers.errors import Cause
@@ -15,8 +16,10 @@ from webapp.microsoft.codes import OAUTH_NAMES, find_code, look_up
 
 MICROSOFT = "outlook"
 """The mailer whose codes are Microsoft's."""
+GOOGLE = "gmail"
+"""The mailer whose codes are Google's."""
 
-# Errors of our own on the way back from Microsoft's page, beside those that OAuth names.
+# Errors of our own on the way back from a provider's page, beside those that OAuth names.
 LINK_STATE = "invalid_state"
 LINK_NO_CODE = "no_code"
 LINK_SCOPE_MISSING = "scope_missing"
@@ -30,6 +33,14 @@ _LINK_KEYS = {
     LINK_NO_CODE: "link-incomplete",
     LINK_SCOPE_MISSING: "permissions-changed",
     LINK_OTHER_ACCOUNT: "wrong-account",
+}
+
+_LINK_KEYS_AT_GOOGLE = {
+    LINK_STATE: "google-link-state",
+    "mismatching_state": "google-link-state",
+    LINK_NO_CODE: "google-link-incomplete",
+    LINK_SCOPE_MISSING: "google-permission",
+    "invalid_grant": "google-link-again",
 }
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -81,6 +92,20 @@ _BY_WORDS_OF_MICROSOFT: tuple[tuple[_Words, str], ...] = (
     (("bad outbound sender",), "outbound-blocked"),
     (("certificate verify failed",), "microsoft-tls"),
     (("certificate_verify_failed",), "microsoft-tls"),
+)
+
+_BY_WORDS_OF_GOOGLE: tuple[tuple[_Words, str], ...] = (
+    (("account has been deleted",), "google-account-gone"),
+    (("account has been disabled",), "google-account-gone"),
+    (("user is suspended",), "google-account-gone"),
+    (("invalid_rapt",), "google-session-policy"),
+    (("mail service not enabled",), "google-no-mailbox"),
+    (("has not been used in project",), "google-api-off"),
+    (("insufficient authentication scopes",), "google-permission"),
+    (("recipient address required",), "google-recipients"),
+    (("invalid to header",), "google-recipients"),
+    (("certificate verify failed",), "google-tls"),
+    (("certificate_verify_failed",), "google-tls"),
 )
 
 _BY_WORDS: tuple[tuple[_Words, str], ...] = (
@@ -147,30 +172,31 @@ def explain(
     `code` is as the attempt keeps it (`403 ErrorSendAsDenied`, `AADSTS700082`, `550 5.1.1`);
     `status` is the HTTP status, where the code does not begin with it.
     """
-    keys = (
-        _keys_of_microsoft(code, words, cause, status)
-        if mailer == MICROSOFT
-        else _keys_of_servers(code, words, cause)
-    )
+    if mailer == MICROSOFT:
+        keys = _keys_of_microsoft(code, words, cause, status)
+    elif mailer == GOOGLE:
+        keys = _keys_of_google(code, words, cause, status)
+    else:
+        keys = _keys_of_servers(code, words, cause)
     found = EXPLANATIONS[next(keys)]
     if cause in _LOST and found.retry:
         # "It is kept and tried again" would not be true of a mail that may have gone out.
-        causes = _BY_CAUSE_AT_MICROSOFT if mailer == MICROSOFT else _BY_CAUSE
-        return EXPLANATIONS[causes[cause]]
+        causes = {MICROSOFT: _BY_CAUSE_AT_MICROSOFT, GOOGLE: google.BY_CAUSE}
+        return EXPLANATIONS[causes.get(mailer, _BY_CAUSE)[cause]]
     return found
 
 
-def explain_link(error: str, description: str) -> Explanation:
+def explain_link(error: str, description: str, mailer: str = MICROSOFT) -> Explanation:
     """The explanation when linking a mailbox failed.
 
-    `error` and `description` are what came back from Microsoft's page or from the exchange of the
-    code; or `error` is one of the `LINK_…` words. Both empty: nothing came back.
+    `error` and `description` are what came back from the provider's page or from the exchange of
+    the code; or `error` is one of the `LINK_…` words. Both empty: nothing came back.
     """
-    if not error and not description:
-        return EXPLANATIONS["link-incomplete"]
-    if error in _LINK_KEYS:
-        return EXPLANATIONS[_LINK_KEYS[error]]
-    return explain(mailer=MICROSOFT, code=error, words=description)
+    error = error or ("" if description else LINK_NO_CODE)
+    keys = _LINK_KEYS | _LINK_KEYS_AT_GOOGLE if mailer == GOOGLE else _LINK_KEYS
+    if error in keys:
+        return EXPLANATIONS[keys[error]]
+    return explain(mailer=mailer, code=error, words=description)
 
 
 def _keys_of_microsoft(code: str, words: str, cause: str, status: int | None) -> Iterator[str]:
@@ -197,6 +223,28 @@ def _keys_of_microsoft(code: str, words: str, cause: str, status: int | None) ->
     if cause in _BY_CAUSE:
         yield _BY_CAUSE[cause]
     yield "microsoft-unknown"
+
+
+def _keys_of_google(code: str, words: str, cause: str, status: int | None) -> Iterator[str]:
+    """Keys in the order in which they count; the last is the general one."""
+    if status is None and (begins := _HTTP_STATUS.match(code)):
+        status = int(begins[0])
+    refined = [*_by_words(_BY_WORDS_OF_GOOGLE, words)]
+    for name in _NAME.findall(code):
+        if (key := google.BY_CODE.get(name)) is not None:
+            # What comes with `invalid_grant` or a bad argument says more than these.
+            yield from refined
+            yield key
+    yield from refined
+    if status is not None and status in google.BY_STATUS and cause not in _LOST:
+        if cause == Cause.RECIPIENT_REFUSED:
+            yield google.BY_CAUSE[cause]
+        yield google.BY_STATUS[status]
+    if cause in google.BY_CAUSE:
+        yield google.BY_CAUSE[cause]
+    if cause in _BY_CAUSE:
+        yield _BY_CAUSE[cause]
+    yield "google-unknown"
 
 
 def _names(code: str, words: str) -> Iterator[str]:

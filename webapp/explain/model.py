@@ -4,9 +4,9 @@ A sentence may hold these placeholders, and no others:
 
     %(account)s     address of the linked account        %(host)s   server that was talked to
     %(from_email)s  From Email of the mail               %(port)s   its port
-    %(tenant)s      the Microsoft 365 organization       %(limit)s  most that is taken, with unit
+    %(tenant)s      the organization of the account      %(limit)s  most that is taken, with unit
     %(app_name)s    name of the app registration         %(until)s  when the next try is due
-    %(client_id)s   its Application ID
+    %(client_id)s   its Application or Client ID
 
 A page renders with `gettext(sentence, **values_for(known, gettext))`, so a percent sign of its own
 is written twice.
@@ -26,6 +26,9 @@ class Who(StrEnum):
     ADMIN = "admin"
     """The administrator of the mailbox's Microsoft 365 organization."""
     MICROSOFT = "microsoft"
+    WORKSPACE_ADMIN = "workspace-admin"
+    """The administrator of the mailbox's Google Workspace organization."""
+    GOOGLE = "google"
     PROVIDER = "provider"
     """The company that runs the mail server."""
     OPERATOR = "operator"
@@ -36,6 +39,8 @@ WHO_LABELS: Mapping[Who, str] = {
     Who.YOU: N_("You"),
     Who.ADMIN: N_("Your Microsoft 365 admin"),
     Who.MICROSOFT: N_("Microsoft"),
+    Who.WORKSPACE_ADMIN: N_("Your Google Workspace admin"),
+    Who.GOOGLE: N_("Google"),
     Who.PROVIDER: N_("Your mail provider"),
     Who.OPERATOR: N_("Whoever runs this Postroom"),
 }
@@ -53,7 +58,7 @@ class Action(StrEnum):
     OPEN_CONNECTION = "open-connection"
     TEST_AGAIN = "test-again"
     OPEN_APP = "open-app"
-    """The app registration in Microsoft's portal."""
+    """The app registration where the provider keeps it."""
     COPY_ADMIN_MESSAGE = "copy-admin-message"
 
 

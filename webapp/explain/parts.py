@@ -13,6 +13,8 @@ _NOT_NEEDED = {
     Who.YOU: N_("have nothing to do for this."),
     Who.ADMIN: N_("is not needed for this."),
     Who.MICROSOFT: N_("Nothing to wait for there."),
+    Who.WORKSPACE_ADMIN: N_("is not needed for this."),
+    Who.GOOGLE: N_("Nothing to wait for there."),
     Who.PROVIDER: N_("Nothing to wait for there."),
     Who.OPERATOR: N_("is not needed for this."),
 }
@@ -33,6 +35,14 @@ def at_microsoft(
     return _parts(parts | ({Who.OPERATOR: operator} if operator else {}))
 
 
+def at_google(
+    *, you: str = "", admin: str = "", google: str = "", operator: str = ""
+) -> tuple[Part, ...]:
+    """The three of a link at Google, and the operator where there is something to do."""
+    parts = {Who.YOU: you, Who.WORKSPACE_ADMIN: admin, Who.GOOGLE: google}
+    return _parts(parts | ({Who.OPERATOR: operator} if operator else {}))
+
+
 def at_a_server(*, you: str = "", operator: str = "", provider: str = "") -> tuple[Part, ...]:
     """The three of a mail server."""
     return _parts({Who.YOU: you, Who.OPERATOR: operator, Who.PROVIDER: provider})
@@ -45,8 +55,15 @@ APP = at_microsoft(
 )
 
 
+GOOGLE_APP = at_google(
+    you=N_("can put it right, if the registration is your own."),
+    operator=N_("does it, if One-Click Setup is on: the registration is theirs."),
+)
+
+
 class Keeper(Enum):
-    """Who keeps the app registration that an explanation is about."""
+    """Who keeps the app registration that an explanation is about; its value says so of one at
+    Microsoft."""
 
     READER = at_microsoft(
         you=N_("can put it right: the app registration is kept under Microsoft apps."),
@@ -61,6 +78,18 @@ class Keeper(Enum):
     )
 
 
+_ADMINS = {Who.ADMIN, Who.WORKSPACE_ADMIN}
+_AT_GOOGLE = {
+    Keeper.READER: at_google(
+        you=N_("can put it right: the registration is kept under Google registrations.")
+    ),
+    Keeper.OPERATOR: at_google(operator=N_("has to put it right: the registration is theirs.")),
+    Keeper.CONNECTION: at_google(
+        you=N_("can put it right: the registration belongs to this connection.")
+    ),
+}
+
+
 def fitted(
     found: Explanation, *, keeper: Keeper | None = None, personal: bool = False
 ) -> Explanation:
@@ -68,10 +97,12 @@ def fitted(
     no administrator for a personal account, which has none."""
     if keeper is not None and found.who == APP:
         found = replace(found, who=keeper.value)
+    elif keeper is not None and found.who == GOOGLE_APP:
+        found = replace(found, who=_AT_GOOGLE[keeper])
     if not personal:
         return found
     asks = {Action.ASK_ADMIN, Action.COPY_ADMIN_MESSAGE}
-    who = tuple(part for part in found.who if part.who is not Who.ADMIN)
+    who = tuple(part for part in found.who if part.who not in _ADMINS)
     steps = tuple(step for step in found.steps if step.action not in asks)
     return replace(found, who=who, steps=steps, admin_message="") if steps else found
 

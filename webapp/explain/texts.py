@@ -6,7 +6,7 @@ word; a translation names them as Microsoft's pages in that language do.
 
 from collections.abc import Mapping
 
-from webapp.explain import graph, servers, sign_in
+from webapp.explain import google, graph, servers, sign_in
 from webapp.explain.model import Explanation
 
 EXPLANATIONS: Mapping[str, Explanation] = {
@@ -18,6 +18,9 @@ EXPLANATIONS: Mapping[str, Explanation] = {
         sign_in.accounts,
         graph.mailboxes,
         graph.mails,
+        google.links,
+        google.registrations,
+        google.mails,
         servers.microsoft_by_smtp,
         servers.server_access,
         servers.server_mails,

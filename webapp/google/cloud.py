@@ -12,6 +12,8 @@ from webapp.fields import N_
 from webapp.microsoft.clouds import Cloud, clouds
 
 PROVIDER = "google"
+TENANT = "google"
+"""Google knows no tenants; an account is told by its `sub` alone."""
 SCOPES_AT = "https://www.googleapis.com/auth/"
 
 SEND = "gmail.send"

@@ -192,7 +192,7 @@ def context() -> dict[str, object]:
         "explained": explained,
         "known_of": known_of,
         "who_labels": WHO_LABELS,
-        "permissions": flows.PERMISSIONS,
+        "permissions": flows.MICROSOFT_SIGN_IN.permissions,
     }
 
 

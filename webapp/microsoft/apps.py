@@ -29,13 +29,14 @@ from webapp.microsoft import dates, service
 from webapp.microsoft.clouds import Cloud, Segment, clouds, is_guid
 from webapp.microsoft.dates import Ending, Kind
 from webapp.microsoft.forms import ACCOUNT_TYPES, AppForm, app_form, app_values, show_errors
-from webapp.microsoft.link import redirect_uri
+from webapp.microsoft.link import MICROSOFT_SIGN_IN
 from webapp.microsoft.models import Grant, Link, OAuthApp
 from webapp.microsoft.service import AppValues
 from webapp.microsoft.standing import is_secure
 from webapp.microsoft.successors import prove
 from webapp.microsoft.tokens import Proof, Tokens, Verdict
 from webapp.outward import Outward
+from webapp.providers import PROVIDERS
 from webapp.sites.models import Site
 from webapp.trust import bundle
 from webapp.web import Group, actor, db, installation, menu_entry, now, requires, see_other, tell
@@ -232,17 +233,18 @@ def guide_of(settings: Settings, cloud: str, client_id: str = "") -> Guide:
     known = clouds(settings)
     return Guide(
         cloud=known.get(cloud) or next(iter(known.values())),
-        redirect_uri=redirect_uri(settings),
+        redirect_uri=MICROSOFT_SIGN_IN.redirect_uri(settings),
         name=f"Postroom: {settings.hostname}"[:LONGEST_NAME],
         client_id=client_id.strip().lower() if is_guid(client_id) else "",
     )
 
 
 def explained(app: OAuthApp) -> Explanation | None:
-    """Why Microsoft refuses the registration, if it does."""
+    """Why the provider refuses the registration, if it does."""
     if app.problem_since is None:
         return None
-    return explain(mailer=service.SLUG, code=app.problem_code, words=app.problem_words)
+    mailer = PROVIDERS[app.provider].mailer
+    return explain(mailer=mailer, code=app.problem_code, words=app.problem_words)
 
 
 def known_about(app: OAuthApp) -> Mapping[str, object]:

@@ -1,41 +1,40 @@
-"""Linking a mailbox in the browser: off to Microsoft, back with a code, the mailbox attached.
+"""Linking a mailbox in the browser: off to its provider, back with a code, the mailbox attached.
 
 Authlib speaks the protocol: state, PKCE, nonce, exchange of the code, the ID token. A state is a
 row of `link_flow`, so that it works once, and Authlib ties it to the browser's session besides. The
-refresh token goes to MSAL, which renews it from then on.
+refresh token goes to whoever renews it from then on. What differs between providers stands in
+`sign_in`.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 import sqlalchemy as sa
 from authlib.integrations.flask_client import FlaskIntegration
 from authlib.integrations.flask_client.apps import FlaskOAuth2App
-from authlib.integrations.requests_client import OAuth2Session
 from flask import session as cookie
 from flask_babel import gettext as _
-from flask_babel import lazy_gettext as _l
 from sqlalchemy.orm import Session
 
 from webapp import audit, ids
 from webapp.accounts.models import Membership, Role, User
 from webapp.accounts.rights import Right, allows
-from webapp.config import Settings
 from webapp.connections.models import Connection
 from webapp.connections.service import is_shared
 from webapp.crypto import Keyring, SealError
 from webapp.delivery.wake import Waker
 from webapp.explain.match import LINK_NO_CODE, LINK_SCOPE_MISSING, LINK_STATE, explain_link
+from webapp.google.cloud import every_cloud
+from webapp.google.sign_in import GoogleSignIn
 from webapp.mailers.errors import DeliveryError
 from webapp.microsoft import service
-from webapp.microsoft.clouds import Cloud, Segment, clouds, is_guid, is_personal
+from webapp.microsoft.clouds import Cloud, Segment
 from webapp.microsoft.codes import find_code
-from webapp.microsoft.graph import Graph, Me
 from webapp.microsoft.models import Consent, FlowKind, Grant, Link, LinkFlow, Mailbox, OAuthApp
 from webapp.microsoft.refusals import (
     MAX_WORDS,
@@ -48,72 +47,31 @@ from webapp.microsoft.refusals import (
     refused,
     told,
 )
-from webapp.microsoft.service import Account, Attached
-from webapp.microsoft.standing import SIGN_IN, is_secure
+from webapp.microsoft.service import Attached
+from webapp.microsoft.sign_in import MicrosoftSignIn, Opened, SignIn
+from webapp.microsoft.standing import is_secure
 from webapp.microsoft.tokens import AppFacts, Tokens
+from webapp.oauth_session import OAuthSession
 from webapp.outward import USER_AGENT, Outward
+from webapp.providers import MICROSOFT, provider_of
 from webapp.sites.models import Site
 from webapp.trust import bundle
 from webapp.web import actor, db, installation, now, user
 
-CALLBACK = "/oauth/microsoft/callback"
-"""The one address at which Microsoft sends people back, whatever they link."""
+SIGN_INS: Mapping[str, SignIn] = {
+    one.provider.slug: one for one in (MicrosoftSignIn(), GoogleSignIn())
+}
+"""How people sign in, by provider."""
+MICROSOFT_SIGN_IN = SIGN_INS[MICROSOFT]
 
 FLOW_LASTS = timedelta(hours=1)
 REQUEST_LASTS = timedelta(days=30)
 MOST_UNDER_WAY = 5
 """So many sign-ins may be under way in one browser; their states share one cookie."""
 
-PERMISSIONS = (
-    ("User.Read", _l("to read the name and the address of the account")),
-    ("Mail.Send", _l("to send mail as this account")),
-    ("offline_access", _l("to stay connected, so that nobody has to sign in again for each mail")),
-)
-"""What is asked for, and why."""
-
-_NAME = "microsoft"
+_NAME = "mailbox"
 _IN_COOKIE = f"_state_{_NAME}_"
 """How Authlib names a state in the session."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A connection with the registration that counts for it, as they are stored now."""
-
-    site: Site | None
-    """None: it is the installation's own connection."""
-    connection: Connection
-    app: OAuthApp
-    cloud: Cloud
-    secret: str = field(repr=False)
-    mailbox: Mailbox | None
-    """The one it is linked with by this registration, if any."""
-
-    @property
-    def hint(self) -> str:
-        """Who signs in at Microsoft, as far as it is known."""
-        return (self.mailbox.sign_in_name or self.mailbox.address) if self.mailbox else ""
-
-    @property
-    def host(self) -> str:
-        """Who is asked when people sign in."""
-        return urlsplit(self.cloud.login).netloc
-
-    @property
-    def known(self) -> dict[str, object]:
-        """Values for explanations."""
-        return {
-            "account": self.hint,
-            "from_email": self.connection.from_email,
-            "app_name": self.app.name,
-            "client_id": self.app.client_id,
-            "host": self.host,
-        }
-
-    @property
-    def identity(self) -> list[str]:
-        """What a code belongs to: another registration cannot redeem it."""
-        return [self.app.cloud, self.app.tenant, self.app.client_id]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,39 +91,17 @@ class Flow:
     """What the session of this browser knows of it; None in another browser."""
 
 
-# ---- addresses and permissions ----
-
-
-def redirect_uri(settings: Settings) -> str:
-    """Where Microsoft sends people back; never taken from a request."""
-    return settings.url + CALLBACK
-
-
-def full_scopes(cloud: Cloud) -> list[str]:
-    """The permissions we need, with the cloud in front."""
-    return [cloud.scope(permission) for permission in service.NEEDED]
-
-
-def granted_permissions(cloud: Cloud, scope: str) -> list[str]:
-    """What a token answer grants, without the cloud in front and without those of the sign-in."""
-    known = {permission.casefold(): permission for permission in service.NEEDED}
-    prefix = f"{cloud.graph}/".casefold()
-    found = []
-    for text in scope.split():
-        bare = text[len(prefix) :] if text.casefold().startswith(prefix) else text
-        found.append(known.get(bare.casefold(), bare))
-    return [permission for permission in dict.fromkeys(found) if permission not in SIGN_IN]
-
-
 # ---- before anybody is sent anywhere ----
 
 
 def open_link(session: Session, site: Site | None, connection: Connection) -> Opened:
     """What a link of this connection needs; raises NotLinked where it cannot be made."""
     settings = installation().settings
+    sign_in = SIGN_INS[provider_of(connection.mailer).slug]
+    provider = sign_in.provider
     if not is_secure(settings):
         raise refused(
-            _("Microsoft cannot send you back here."),
+            _("%(provider)s cannot send you back here.", provider=provider.name),
             _(
                 "It sends people back to https or to localhost only, and this Postroom is opened "
                 "at %(url)s. Whoever runs it has to set up https and put the address into "
@@ -173,16 +109,19 @@ def open_link(session: Session, site: Site | None, connection: Connection) -> Op
                 url=settings.url,
             ),
         )
-    if connection.mailer != service.SLUG:
+    if connection.mailer != provider.mailer:
         raise refused(
-            _("This connection is not 365 / Outlook."),
-            _("Choose 365 / Outlook as the mailer, and save. Then link the mailbox."),
+            _("This connection is not %(mailer)s.", mailer=_(provider.label)),
+            _(
+                "Choose %(mailer)s as the mailer, and save. Then link the mailbox.",
+                mailer=_(provider.label),
+            ),
         )
     app = service.app_in_use(session, connection)
-    one_click = connection.settings.get(service.SLUG, {}).get("one_click", True)
     if app is None or not service.is_complete(app):
-        raise refused(_("The app registration is not complete."), _what_is_missing(one_click))
-    cloud = clouds(settings).get(app.cloud)
+        missing = sign_in.what_is_missing(one_click=service.is_one_click(connection))
+        raise refused(_("The app registration is not complete."), missing)
+    cloud = every_cloud(settings).get(app.cloud)
     if cloud is None:
         raise refused(
             _("The cloud of the app registration is not set up here any more."),
@@ -192,7 +131,7 @@ def open_link(session: Session, site: Site | None, connection: Connection) -> Op
         secret = service.secret_of(app, installation().keyring)
     except SealError as error:
         raise refused(
-            _("The Application Password cannot be opened."),
+            _("The secret of the app registration cannot be opened."),
             _("It was stored with another key. Enter it again, and save."),
         ) from error
     mailbox = session.scalar(
@@ -202,36 +141,21 @@ def open_link(session: Session, site: Site | None, connection: Connection) -> Op
         .where(Link.connection_id == connection.id, Link.app_id == app.id)
     )
     return Opened(
-        site=site, connection=connection, app=app, cloud=cloud, secret=secret, mailbox=mailbox
+        site=site,
+        connection=connection,
+        app=app,
+        cloud=cloud,
+        sign_in=sign_in,
+        secret=secret,
+        mailbox=mailbox,
     )
-
-
-def _what_is_missing(one_click: bool) -> str:
-    if one_click:
-        text = _l(
-            "One-Click Setup needs a registration under Settings > Microsoft apps, with its "
-            "Application ID and Application Password. Whoever runs this Postroom makes it once."
-        )
-    else:
-        text = _l(
-            "Fill in Application ID and Application Password, and save. Then link the mailbox."
-        )
-    return str(text)
 
 
 # ---- the client ----
 
 
-class _Browser(OAuth2Session, Outward):  # type: ignore[misc]  # Authlib has no types
-    """Authlib's session with our time limits, trusted certificates and proxies."""
-
-    def __init__(self, *args: Any, ca_file: str | None = None, **kwargs: Any) -> None:
-        OAuth2Session.__init__(self, *args, **kwargs)
-        Outward.__init__(self, ca_file=ca_file)  # second, as the first resets what it sets
-
-
 class _Client(FlaskOAuth2App):  # type: ignore[misc]  # Authlib has no types
-    client_cls = _Browser
+    client_cls = OAuthSession
 
 
 class _Memory:
@@ -260,7 +184,7 @@ def _client(opened: Opened, memory: _Memory) -> _Client:
         client_secret=opened.secret,
         server_metadata_url=opened.cloud.metadata_url(opened.app.tenant),
         client_kwargs={
-            "scope": " ".join(["openid profile email offline_access", *full_scopes(opened.cloud)]),
+            "scope": " ".join([opened.sign_in.identity, *opened.sign_in.scopes(opened.cloud)]),
             "code_challenge_method": "S256",
             "token_endpoint_auth_method": "client_secret_post",
             "ca_file": str(bundle(settings)),
@@ -269,38 +193,19 @@ def _client(opened: Opened, memory: _Memory) -> _Client:
     )
 
 
-def claims_options(opened: Opened) -> dict[str, dict[str, object]]:
-    """What an ID token must say. A new dict each time: Authlib takes `validate` out of it."""
-    tenant = opened.app.tenant
-
-    def is_issuer(claims: Mapping[str, object], issuer: object) -> bool:
-        return issuer == opened.cloud.issuer(str(claims.get("tid")))
-
-    def is_tenant(claims: Mapping[str, object], tenant_id: object) -> bool:
-        return not is_guid(tenant) or tenant == str(tenant_id).lower()
-
-    return {
-        "iss": {"essential": True, "validate": is_issuer},
-        "aud": {"essential": True, "value": opened.app.client_id},
-        "tid": {"essential": True, "validate": is_tenant},
-        "oid": {"essential": True},
-    }
-
-
-# ---- off to Microsoft ----
+# ---- off to the provider ----
 
 
 def begin(opened: Opened) -> str:
-    """The address at Microsoft to go to; from now on this browser is expected back, once.
+    """The address at the provider to go to; from now on this browser is expected back, once.
 
     Asks the network, so no unit of work is open. Raises NotLinked.
     """
     memory = _Memory()
     client = _client(opened, memory)
-    back = redirect_uri(installation().settings)
-    who = {"login_hint": opened.hint} if opened.hint else {"prompt": "select_account"}
-    with told(opened.host, opened.known):
-        target = client.create_authorization_url(back, response_mode="query", **who)
+    back = opened.sign_in.redirect_uri(installation().settings)
+    with told(opened.host, opened.known, opened.provider):
+        target = client.create_authorization_url(back, **opened.sign_in.asks(opened.hint))
     client.save_authorize_data(redirect_uri=back, **target)
     _forget_oldest()
     with db().write() as session:
@@ -313,6 +218,7 @@ def begin(opened: Opened) -> str:
             {
                 "memory": memory.values,
                 "identity": opened.identity,
+                "provider": opened.provider.slug,
                 "site": opened.site.id if opened.site else None,
             },
             lasts=FLOW_LASTS,
@@ -362,11 +268,12 @@ def _subject(state_digest: str) -> str:
     return f"link_flow:{state_digest}"
 
 
-# ---- back from Microsoft ----
+# ---- back from the provider ----
 
 
-def take(state: str) -> Flow | None:
-    """Who this state sent away, and use it up; None for one that is forged, used or old."""
+def take(state: str, provider: str = MICROSOFT) -> Flow | None:
+    """Who this state sent away, and use it up; None for one that is forged, used or old, or is
+    not of whom it came back from."""
     mine = (LinkFlow.digest == digest(state), LinkFlow.kind == FlowKind.LINK)
     with db().read() as session:
         if session.scalar(sa.select(LinkFlow.id).where(*mine)) is None:
@@ -390,6 +297,8 @@ def take(state: str) -> Flow | None:
     except SealError:
         return None
     assert isinstance(data, dict)
+    if data.get("provider", MICROSOFT) != provider:
+        return None
     return Flow(
         state=state,
         connection_id=row.connection_id,
@@ -402,9 +311,9 @@ def take(state: str) -> Flow | None:
     )
 
 
-def not_ours() -> Notice:
+def not_ours(sign_in: SignIn) -> Notice:
     """The state is unknown, used or too old."""
-    return notice_of(explain_link(LINK_STATE, ""), {})
+    return notice_of(explain_link(LINK_STATE, "", sign_in.provider.mailer), {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,21 +343,22 @@ def allowed(session: Session, flow: Flow) -> Allowed | None:
 
 
 def finish(flow: Flow, site: Site | None, answer: Mapping[str, str]) -> tuple[Attached, Opened]:
-    """Make a link of what Microsoft sent back with; raises NotLinked, and then nothing changed."""
+    """Make a link of what came back; raises NotLinked, and then nothing changed."""
     with db().read() as session:
         opened = _as_begun(session, flow, site)
     if flow.in_cookie is None:
-        raise explained(opened.known, LINK_STATE, "")
+        raise explained(opened.known, LINK_STATE, "", opened.provider)
     if answer.get("error"):
-        raise explained(opened.known, answer["error"], answer.get("error_description", ""))
+        said = answer["error"], answer.get("error_description", "")
+        raise explained(opened.known, *said, opened.provider)
     if not answer.get("code"):
-        raise explained(opened.known, LINK_NO_CODE, "")
+        raise explained(opened.known, LINK_NO_CODE, "", opened.provider)
     with _noting(opened):
         token = _redeem(opened, flow)
-    account = _account(opened, token)
-    permissions = granted_permissions(opened.cloud, str(token.get("scope") or ""))
+    permissions = opened.sign_in.granted(opened.cloud, str(token.get("scope") or ""))
+    account = opened.sign_in.account(opened, token, permissions)
     with _noting(opened):
-        cache = _hand_over(opened, token)
+        cache = _hand_over(opened, token, permissions)
     with db().write() as session:
         found = allowed(session, flow)
         if found is None:
@@ -529,7 +439,7 @@ def _as_begun(session: Session, flow: Flow, site: Site | None) -> Opened:
 
 @contextmanager
 def _noting(opened: Opened) -> Iterator[None]:
-    """Note at the registration that Microsoft refuses it: whoever keeps it must know."""
+    """Note at the registration that the provider refuses it: whoever keeps it must know."""
     try:
         yield
     except NotLinked as error:
@@ -553,72 +463,32 @@ def _is_as_opened(app: OAuthApp, opened: Opened) -> bool:
 def _redeem(opened: Opened, flow: Flow) -> dict[str, Any]:
     """The token answer, with a checked ID token as `userinfo` and everything we need granted."""
     cookie[_IN_COOKIE + flow.state] = flow.in_cookie  # Authlib takes it out again
-    with told(opened.host, opened.known):
+    with told(opened.host, opened.known, opened.provider):
         token = _client(opened, _Memory(flow.memory)).authorize_access_token(
-            claims_options=claims_options(opened)
+            claims_options=opened.sign_in.claims(opened)
         )
         if not token.get("userinfo") or not token.get("access_token"):
             raise ValueError("the token answer has no ID token")
-    permissions = granted_permissions(opened.cloud, str(token.get("scope") or ""))
-    lacking = [permission for permission in service.NEEDED if permission not in permissions]
+    permissions = opened.sign_in.granted(opened.cloud, str(token.get("scope") or ""))
+    lacking = [one for one in opened.provider.required if one not in permissions]
     if lacking:
-        notice = notice_of(explain_link(LINK_SCOPE_MISSING, ""), opened.known)
+        found = explain_link(LINK_SCOPE_MISSING, "", opened.provider.mailer)
+        notice = notice_of(found, opened.known)
         said = _("Not granted: %(permissions)s.", permissions=", ".join(lacking))
         raise refused(notice.strong, f"{said} {notice.text}", ask_admin=notice.ask_admin)
     if not token.get("refresh_token"):
         raise refused(
-            _("Microsoft gave no permission to stay connected."),
-            _(
-                "Not granted: %(permissions)s. Link again and accept all permissions.",
-                permissions="offline_access",
-            ),
+            _("%(provider)s gave no permission to stay connected.", provider=opened.provider.name),
+            opened.sign_in.lasting(),
         )
     return dict(token)
 
 
-def _account(opened: Opened, token: Mapping[str, Any]) -> Account:
-    """Who signed in: by the ID token, with the addresses that Graph tells."""
-    claims = token["userinfo"]
-    graph = Graph(opened.cloud.api, ca_file=str(bundle(installation().settings)))
-    try:
-        me = graph.me(token["access_token"])
-    except DeliveryError as error:
-        raise failed(opened.known, error) from error
-    finally:
-        graph.close()
-    tenant_id, object_id = str(claims["tid"]).lower(), str(claims["oid"]).lower()
-    sign_in_name = str(claims.get("preferred_username") or me.sign_in_name)
-    address = me.mail or (me.sign_in_name if is_personal(tenant_id) else "")
-    if not address:
-        raise refused(
-            _("This account has no mailbox."),
-            _(
-                "Microsoft knows no mail address of %(account)s, so nothing can be sent from it. "
-                "Sign in with an account that has a mailbox, or have an admin assign a licence "
-                "with Exchange Online to it.",
-                account=sign_in_name,
-            ),
-        )
-    return Account(
-        tenant_id=tenant_id,
-        object_id=object_id,
-        address=address,
-        sign_in_name=sign_in_name,
-        name=me.name or str(claims.get("name") or ""),
-        addresses=_addresses(me, address),
-    )
-
-
-def _addresses(me: Me, address: str) -> tuple[str, ...]:
-    others = (other for other in me.addresses if other.casefold() != address.casefold())
-    return (address, *others)
-
-
-def _hand_over(opened: Opened, token: Mapping[str, Any]) -> str:
-    """MSAL's token cache, as a text."""
+def _hand_over(opened: Opened, token: Mapping[str, Any], permissions: Sequence[str]) -> str:
+    """What the renewer keeps, as a text."""
     settings, keyring = installation().settings, installation().keyring
     ca_file = str(bundle(settings))
-    tokens = Tokens(db(), lambda: keyring, clouds(settings), lambda: Outward(ca_file=ca_file))
+    tokens = Tokens(db(), lambda: keyring, every_cloud(settings), lambda: Outward(ca_file=ca_file))
     facts = AppFacts(
         client_id=opened.app.client_id,
         secret=opened.secret,
@@ -626,9 +496,10 @@ def _hand_over(opened: Opened, token: Mapping[str, Any]) -> str:
         tenant=opened.app.tenant,
     )
     try:
-        return tokens.hand_over(facts, token["refresh_token"], service.NEEDED)
+        asked = [one for one in opened.provider.needed if one in permissions]
+        return tokens.hand_over(facts, token["refresh_token"], asked)
     except DeliveryError as error:
-        raise failed(opened.known, error) from error
+        raise failed(opened.known, error, opened.provider) from error
 
 
 # ---- an administrator's consent ----
@@ -701,7 +572,7 @@ def consent_request(
 ) -> ConsentRequest | None:
     """The question that is out about this registration, with its link to show again."""
     found = _request_of(session, connection, app)
-    cloud = clouds(installation().settings).get(app.cloud)
+    cloud = every_cloud(installation().settings).get(app.cloud)
     state = _state_of(found, keyring) if found else ""
     if found is None or not state or cloud is None:
         return None
@@ -835,8 +706,8 @@ def _consent_url(cloud: Cloud, app: OAuthApp, state: str) -> str:
     tenant = Segment.ORGANIZATIONS if app.tenant in set(Segment) else app.tenant
     query = {
         "client_id": app.client_id,
-        "scope": " ".join(full_scopes(cloud)),
-        "redirect_uri": redirect_uri(installation().settings),
+        "scope": " ".join(MICROSOFT_SIGN_IN.scopes(cloud)),
+        "redirect_uri": MICROSOFT_SIGN_IN.redirect_uri(installation().settings),
         "state": state,
     }
     return f"{cloud.authority(tenant)}/v2.0/adminconsent?{urlencode(query)}"

@@ -1,6 +1,6 @@
 """Why a link was not begun or not finished, in words for the page that people come back to.
 
-Microsoft's code and its words always stand in the notice, whole, under what they mean, who must
+The provider's code and its words always stand in the notice, whole, under what they mean, who must
 act, and what comes next.
 """
 
@@ -18,15 +18,16 @@ from webapp.explain.model import WHO_LABELS, Action, Explanation, values_for
 from webapp.explain.parts import Keeper, fitted
 from webapp.mailers.errors import DeliveryError, Misconfigured
 from webapp.microsoft.codes import find_code, look_up
-from webapp.microsoft.service import SLUG
+from webapp.providers import GOOGLE, MICROSOFT, PROVIDERS, Provider
 
+_MICROSOFT = PROVIDERS[MICROSOFT]
 _OFFERED = frozenset({Action.ASK_ADMIN, Action.COPY_ADMIN_MESSAGE})
 
 ABOUT_THE_APP = frozenset({"secret-wrong", "secret-expired", "app-login-refused"})
 """What a code cannot be exchanged for, and no token be renewed for either."""
 
 MAX_WORDS = 1_200
-"""Of Microsoft's words in a notice, which travels in a cookie. They are a third of that."""
+"""Of a provider's words in a notice, which travels in a cookie. They are a third of that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Notice:
     ask_admin: bool = False
     """Whether an administrator's consent would help."""
     words: str = ""
-    """What Microsoft said."""
+    """What the provider said."""
     found: Explanation | None = None
     values: Mapping[str, object] = field(default_factory=dict)
 
@@ -58,7 +59,7 @@ class Notice:
 
 @dataclass(frozen=True, kw_only=True)
 class AppRefused:
-    """Microsoft refuses the registration itself, whoever signs in by it."""
+    """The provider refuses the registration itself, whoever signs in by it."""
 
     code: str
     words: str
@@ -81,34 +82,51 @@ def refused(strong: str, text: str, *, ask_admin: bool = False) -> NotLinked:
     return NotLinked(Notice(strong=strong, text=text, ask_admin=ask_admin))
 
 
-def explained(known: Mapping[str, object], error: str, description: str) -> NotLinked:
-    """A refusal of Microsoft's sign-in service; `known` fills in the explanation."""
-    return NotLinked(notice_of(explain_link(error, description), known, error, description))
+def explained(
+    known: Mapping[str, object], error: str, description: str, provider: Provider = _MICROSOFT
+) -> NotLinked:
+    """A refusal of a provider's sign-in service; `known` fills in the explanation."""
+    found = explain_link(error, description, provider.mailer)
+    return NotLinked(notice_of(found, known, error, description))
 
 
-def failed(known: Mapping[str, object], error: DeliveryError) -> NotLinked:
+def failed(
+    known: Mapping[str, object], error: DeliveryError, provider: Provider = _MICROSOFT
+) -> NotLinked:
     """A call with the new tokens failed."""
-    found = explain(mailer=SLUG, code=error.code, words=error.words, cause=error.cause_code)
+    found = explain(
+        mailer=provider.mailer, code=error.code, words=error.words, cause=error.cause_code
+    )
     refused_app = None
     if isinstance(error, Misconfigured):
         refused_app = AppRefused(code=error.code, words=error.words)
     return NotLinked(notice_of(found, known, error.code, error.words), refused_app)
 
 
-def _by_token_endpoint(known: Mapping[str, object], error: str, description: str) -> NotLinked:
+def _by_token_endpoint(
+    known: Mapping[str, object], error: str, description: str, provider: Provider
+) -> NotLinked:
     """A refusal that is no page's, which anybody could have changed on the way, but an answer."""
-    code = find_code(description) or error
-    about = look_up(code) or look_up(error)
-    made = explained(known, error, description)
-    if about is not None and about.about in ABOUT_THE_APP:
+    made = explained(known, error, description, provider)
+    if provider.slug == GOOGLE:
+        code, about_app = error, _is_about_googles_app(made)
+    else:
+        code = find_code(description) or error
+        about = look_up(code) or look_up(error)
+        about_app = about is not None and about.about in ABOUT_THE_APP
+    if about_app:
         made.app_refused = AppRefused(code=code, words=clean(description or error, MAX_WORDS))
     return made
+
+
+def _is_about_googles_app(made: NotLinked) -> bool:
+    return made.notice.found is not None and made.notice.found.key == "google-app-refused"
 
 
 def notice_of(
     found: Explanation, known: Mapping[str, object], error: str = "", description: str = ""
 ) -> Notice:
-    """Cause, who must act, the next step, and what Microsoft said."""
+    """Cause, who must act, the next step, and what the provider said."""
     values = values_for(known, _)
     said = clean(": ".join(filter(None, (error, description))), MAX_WORDS)
     is_ours = not description and error in {LINK_NO_CODE, LINK_STATE}
@@ -144,26 +162,27 @@ def clean(text: str, most: int) -> str:
 
 
 @contextmanager
-def told(host: str, known: Mapping[str, object]) -> Iterator[None]:
+def told(host: str, known: Mapping[str, object], provider: Provider = _MICROSOFT) -> Iterator[None]:
     """Whatever Authlib, the ID token or the network raises, as a NotLinked."""
     try:
         yield
     except requests.HTTPError as error:
-        raise _answered(host, known, error) from error
+        raise _answered(host, known, error, provider) from error
     except requests.JSONDecodeError as error:
         raise _unreadable(host) from error
     except requests.RequestException as error:
-        raise _unreachable(host, error) from error
+        raise _unreachable(host, error, provider) from error
     except AuthlibBaseError as error:
         said = str(error.error or ""), str(error.description or "")
-        raise _by_token_endpoint(known, *said) from error
+        raise _by_token_endpoint(known, *said, provider) from error
     except JoseError as error:
         raise refused(
             _("The security check failed."),
             _(
-                "Microsoft’s answer does not prove who signed in (%(reason)s). Nothing was "
+                "%(provider)s’s answer does not prove who signed in (%(reason)s). Nothing was "
                 "linked. Try again; if it stays, whoever runs this Postroom should check the "
                 "clock of the machine and the cloud of the app registration.",
+                provider=provider.name,
                 reason=clean(str(error), 200),
             ),
         ) from error
@@ -179,7 +198,7 @@ def _unreadable(host: str) -> NotLinked:
     )
 
 
-def _unreachable(host: str, error: requests.RequestException) -> NotLinked:
+def _unreachable(host: str, error: requests.RequestException, provider: Provider) -> NotLinked:
     if isinstance(error, requests.exceptions.SSLError):
         reason = _("its certificate is not trusted here")
     elif isinstance(error, requests.exceptions.ProxyError):
@@ -191,21 +210,24 @@ def _unreachable(host: str, error: requests.RequestException) -> NotLinked:
     return refused(
         _("%(host)s cannot be reached.", host=host),
         _(
-            "This server asked Microsoft’s sign-in service: %(reason)s. Nothing was changed. It is "
-            "tried again when you press the button again.",
+            "This server asked %(provider)s’s sign-in service: %(reason)s. Nothing was changed. It "
+            "is tried again when you press the button again.",
+            provider=provider.name,
             reason=reason,
         ),
     )
 
 
-def _answered(host: str, known: Mapping[str, object], error: requests.HTTPError) -> NotLinked:
+def _answered(
+    host: str, known: Mapping[str, object], error: requests.HTTPError, provider: Provider
+) -> NotLinked:
     """The sign-in service answered with an error, in its own words where it has any."""
     said: object = None
     with suppress(ValueError):
         said = error.response.json()
     if isinstance(said, dict) and said.get("error"):
         words = str(said.get("error_description") or "")
-        return _by_token_endpoint(known, str(said["error"]), words)
+        return _by_token_endpoint(known, str(said["error"]), words, provider)
     return refused(
         _("%(host)s answers with an error.", host=host),
         _(

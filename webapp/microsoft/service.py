@@ -21,13 +21,14 @@ from webapp.crypto import Keyring
 from webapp.delivery import replan
 from webapp.delivery.models import Lane, Outcome, Setting
 from webapp.fields import N_, FieldErrors
-from webapp.mailers.outlook import OutlookMailer
+from webapp.google import cloud as google
+from webapp.mailers import registry
 from webapp.microsoft.clouds import Cloud, Segment, is_guid
 from webapp.microsoft.models import Grant, GrantState, Link, Mailbox, OAuthApp
+from webapp.providers import GOOGLE, MICROSOFT, PROVIDERS, provider_of
 from webapp.sites.models import Site
 from webapp.sites.service import check_line
 
-SLUG = OutlookMailer.slug
 NAME_LENGTH = 120
 SECRET_LENGTH = 200
 RENEW_EVERY = timedelta(hours=24)
@@ -36,9 +37,12 @@ RENEW_SPREAD = timedelta(hours=4)
 STOPPED = frozenset({Outcome.NEEDS_REAUTHORISATION.value, Outcome.MISCONFIGURED.value})
 """What stops a lane until somebody acts."""
 
-NEEDED = ("User.Read", "Mail.Send")
-"""Permissions without which nothing works."""
+NEEDED = PROVIDERS[MICROSOFT].needed
+"""Permissions at Microsoft without which nothing works."""
+PERSONAL_PER_DAY = 500
+"""Mails that Gmail lets a personal account send."""
 
+_GOOGLE_ID = re.compile(r"[0-9]+(-[a-z0-9]+)?\.apps\.googleusercontent\.[a-z]+")
 _DOMAIN = re.compile(r"(?=.{4,253}\Z)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}\Z")
 
 SECRET_ID = N_(
@@ -49,15 +53,26 @@ NO_GUID = N_(
     "Enter the Application (client) ID from the Overview page of the registration: 32 letters and "
     "digits in five groups."
 )
+NO_GOOGLE_ID = N_(
+    "Enter the Client ID as the Google Cloud console shows it: it ends in "
+    ".apps.googleusercontent.com."
+)
+ID_FOR_SECRET = N_("This is the Client ID. The Client Secret stands beside it in the console.")
 NO_TENANT = N_("Enter the Directory (tenant) ID, or a domain of the organization.")
 NO_CLOUD = N_("Choose one of the clouds in the list.")
 PERSONAL_ELSEWHERE = N_("Personal accounts exist in the global cloud only.")
 TOO_LONG = N_("This is longer than any secret of Microsoft’s. Copy the column “Value” alone.")
+TOO_LONG_FOR_GOOGLE = N_(
+    "This is longer than any secret of Google’s. Copy the Client Secret alone."
+)
 NO_DATE = N_("Enter a date as YYYY-MM-DD, or leave it empty.")
 LONG_GONE = N_("This date is past. Make a new secret and enter its value and date.")
 TOO_FAR = N_("Microsoft lets a secret live for 24 months at most.")
 IN_USE = N_(
     "Linked connections use this registration. Make another one for another Application ID."
+)
+IN_USE_AT_GOOGLE = N_(
+    "Linked connections use this registration. Make another one for another Client ID."
 )
 NO_NAME = N_("Give it a name by which people choose it.")
 
@@ -104,7 +119,7 @@ class Refusal:
 
 @dataclass(frozen=True, kw_only=True)
 class Account:
-    """Who signed in, as Microsoft told: by the ID token, and by `/me`."""
+    """Who signed in, as the provider told: by the ID token, and by its interface."""
 
     tenant_id: str
     object_id: str
@@ -112,6 +127,8 @@ class Account:
     sign_in_name: str = ""
     name: str = ""
     addresses: tuple[str, ...] = ()
+    personal: bool = False
+    """Whether it belongs to no organization, as far as that changes what it may send."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,43 +142,77 @@ class Attached:
     """From Email was empty or the site's default, and is the account's address now."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LastLink:
+    """The tokens of a link that nobody else uses: to be withdrawn where they come from."""
+
+    provider: str
+    cloud: str
+    subject: str
+    """What the cache is sealed for."""
+    cache: str = field(repr=False)
+    """Sealed."""
+
+
 # ---- registrations ----
 
 
-def shared_apps(session: Session) -> list[OAuthApp]:
-    """The registrations that serve One-Click Setup, the oldest first."""
-    query = sa.select(OAuthApp).where(OAuthApp.connection_id.is_(None)).order_by(OAuthApp.id)
-    return list(session.scalars(query))
+def shared_apps(session: Session, provider: str = MICROSOFT) -> list[OAuthApp]:
+    """The registrations at a provider that serve One-Click Setup, the oldest first."""
+    query = sa.select(OAuthApp).where(
+        OAuthApp.connection_id.is_(None), OAuthApp.provider == provider
+    )
+    return list(session.scalars(query.order_by(OAuthApp.id)))
 
 
-def find_shared_app(session: Session, uid: str) -> OAuthApp | None:
-    """A shared registration by the id people see."""
+def find_shared_app(session: Session, uid: str, provider: str = MICROSOFT) -> OAuthApp | None:
+    """A shared registration at a provider by the id people see."""
     return session.scalar(
-        sa.select(OAuthApp).where(OAuthApp.uid == uid, OAuthApp.connection_id.is_(None))
+        sa.select(OAuthApp).where(
+            OAuthApp.uid == uid, OAuthApp.connection_id.is_(None), OAuthApp.provider == provider
+        )
     )
 
 
-def own_app(session: Session, connection: Connection | None) -> OAuthApp | None:
-    """The registration that a connection brings along."""
+def own_app(
+    session: Session, connection: Connection | None, provider: str = MICROSOFT
+) -> OAuthApp | None:
+    """The registration at a provider that a connection brings along."""
+    own = (app for app in own_apps(session, connection) if app.provider == provider)
+    return next(own, None)
+
+
+def own_apps(session: Session, connection: Connection | None) -> list[OAuthApp]:
+    """Every registration that a connection brings along, in the order in which they are locked."""
     if connection is None:
-        return None
-    return session.scalar(sa.select(OAuthApp).where(OAuthApp.connection_id == connection.id))
+        return []
+    query = sa.select(OAuthApp).where(OAuthApp.connection_id == connection.id)
+    return list(session.scalars(query.order_by(OAuthApp.id)))
 
 
-def shared_app_of(session: Session, connection: Connection | None) -> OAuthApp | None:
+def shared_app_of(
+    session: Session, connection: Connection | None, provider: str = MICROSOFT
+) -> OAuthApp | None:
     """The shared registration a connection uses with One-Click Setup: the chosen one, or the
     only one there is."""
-    apps = shared_apps(session)
-    stored = (connection.settings if connection else {}).get(SLUG, {})
+    apps = shared_apps(session, provider)
+    stored = (connection.settings if connection else {}).get(PROVIDERS[provider].mailer, {})
     chosen = next((app for app in apps if app.uid == stored.get("shared_app")), None)
     return chosen or (apps[0] if len(apps) == 1 else None)
 
 
+def is_one_click(connection: Connection) -> bool:
+    """Whether it uses a shared registration, by the settings of its mailer."""
+    stored = connection.settings.get(provider_of(connection.mailer).mailer, {})
+    return bool(stored.get("one_click", True))
+
+
 def app_in_use(session: Session, connection: Connection) -> OAuthApp | None:
-    """The registration that counts, by the connection's settings."""
-    if connection.settings.get(SLUG, {}).get("one_click", True):
-        return shared_app_of(session, connection)
-    return own_app(session, connection)
+    """The registration that counts, by the connection's mailer and settings."""
+    provider = provider_of(connection.mailer).slug
+    if is_one_click(connection):
+        return shared_app_of(session, connection, provider)
+    return own_app(session, connection, provider)
 
 
 def secret_of(app: OAuthApp, keyring: Keyring) -> str:
@@ -261,6 +312,7 @@ def save_app(
         app = OAuthApp(
             uid=ids.short_id(),
             connection_id=connection.id if connection else None,
+            provider=clouds[checked["cloud"]].provider,
             created_at=now,
             **checked,
         )
@@ -270,7 +322,8 @@ def save_app(
         getattr(app, name) != checked[name] for name in ("cloud", "tenant", "client_id")
     )
     if moved and connection is None and users_of(session, app):
-        raise FieldErrors({"client_id": IN_USE})
+        in_use = IN_USE_AT_GOOGLE if app.provider == GOOGLE else IN_USE
+        raise FieldErrors({"client_id": in_use})
     for name, value in checked.items():
         setattr(app, name, value)
     app.updated_at = now
@@ -323,8 +376,10 @@ def _checked(
         errors["name"] = str(error)
     if is_shared and not name:
         errors["name"] = NO_NAME
-    client_id, tenant = values.client_id.strip().lower(), values.tenant.strip().lower()
     cloud = clouds.get(values.cloud)
+    if cloud is not None and cloud.provider == GOOGLE:
+        return _checked_for_google(values, name, errors, is_shared=is_shared), None, None
+    client_id, tenant = values.client_id.strip().lower(), values.tenant.strip().lower()
     if cloud is None:
         errors["cloud"] = NO_CLOUD
     if (client_id or is_shared) and not is_guid(client_id):
@@ -355,6 +410,22 @@ def _checked(
         raise FieldErrors(errors)
     stored_as = {"name": name, "cloud": values.cloud, "tenant": tenant, "client_id": client_id}
     return stored_as, expires_on, next_on
+
+
+def _checked_for_google(
+    values: AppValues, name: str, errors: dict[str, str], *, is_shared: bool
+) -> dict[str, str]:
+    """What is stored as text of a registration at Google, which has no tenant and no days."""
+    client_id, secret = values.client_id.strip().lower(), values.secret.strip()
+    if (client_id or is_shared) and not _GOOGLE_ID.fullmatch(client_id):
+        errors["client_id"] = NO_GOOGLE_ID
+    if _GOOGLE_ID.fullmatch(secret.lower()):
+        errors["client_secret"] = ID_FOR_SECRET
+    elif len(secret) > SECRET_LENGTH:
+        errors["client_secret"] = TOO_LONG_FOR_GOOGLE
+    if errors:
+        raise FieldErrors(errors)
+    return {"name": name, "cloud": values.cloud, "tenant": google.TENANT, "client_id": client_id}
 
 
 def _wrong_tenant(tenant: str, cloud: Cloud | None, client_id: str) -> str:
@@ -581,8 +652,8 @@ def _connections_by(session: Session, grant_ids: Collection[int]) -> Sequence[Co
 
 
 def lane_key(mailbox: Mailbox) -> str:
-    """The mailbox is what Microsoft limits, however many connections send by it."""
-    return f"microsoft:{mailbox.cloud}:{mailbox.tenant_id}:{mailbox.object_id}"
+    """The mailbox is what the provider limits, however many connections send by it."""
+    return f"{mailbox.provider}:{mailbox.cloud}:{mailbox.tenant_id}:{mailbox.object_id}"
 
 
 def mailbox_of(session: Session, connection: Connection) -> Mailbox | None:
@@ -646,12 +717,12 @@ def attach(
 ) -> Attached:
     """Store a finished link, and let mail that waited for it go.
 
-    `cache` is MSAL's, as a text; `scopes` are without the cloud in front. Without a site it is the
-    installation's own connection. Raises AnotherAccount.
+    `cache` is what the provider's renewer keeps, as a text; `scopes` are without the cloud in
+    front. Without a site it is the installation's own connection. Raises AnotherAccount.
     """
     hold_app(session, app.id)
     check_account(session, connection, app, account)
-    mailbox = _mailbox(session, app.cloud, account, now)
+    mailbox = _mailbox(session, app, account, now)
     grant = _grant(session, keyring, app, mailbox, cache, scopes, now)
     link = session.get(Link, (connection.id, app.id))
     if link is None:
@@ -675,6 +746,33 @@ def attach(
         changes={"account": [None, mailbox.address], "scopes": [None, " ".join(grant.scopes)]},
     )
     return Attached(grant=grant, mailbox=mailbox, waiting=waiting, filled_from=filled)
+
+
+def last_link(session: Session, connection: Connection) -> LastLink | None:
+    """The link in use, if no other connection uses the account by the same project at Google, or
+    by the same registration elsewhere: who withdraws it there takes it from all of them."""
+    if connection.grant_id is None:
+        return None
+    grant = session.get_one(Grant, connection.grant_id)
+    app = session.get_one(OAuthApp, grant.app_id)
+    project = app.client_id.partition("-")[0]
+    others = session.scalars(
+        sa.select(OAuthApp.client_id)
+        .join(Grant, Grant.app_id == OAuthApp.id)
+        .join(Link, Link.grant_id == Grant.id)
+        .where(
+            Grant.mailbox_id == grant.mailbox_id,
+            sa.or_(Link.connection_id != connection.id, Link.grant_id != grant.id),
+        )
+    )
+    if grant.cache is None or any(other.partition("-")[0] == project for other in others):
+        return None
+    return LastLink(
+        provider=app.provider,
+        cloud=app.cloud,
+        subject=grant_subject(grant.id),
+        cache=grant.cache,
+    )
 
 
 def detach(
@@ -738,9 +836,9 @@ def next_renewal(now: datetime) -> datetime:
     return now + RENEW_EVERY - RENEW_SPREAD * random.random()  # noqa: S311
 
 
-def _mailbox(session: Session, cloud: str, account: Account, now: datetime) -> Mailbox:
+def _mailbox(session: Session, app: OAuthApp, account: Account, now: datetime) -> Mailbox:
     mine = sa.select(Mailbox).where(
-        Mailbox.cloud == cloud,
+        Mailbox.cloud == app.cloud,
         Mailbox.tenant_id == account.tenant_id,
         Mailbox.object_id == account.object_id,
     )
@@ -749,7 +847,8 @@ def _mailbox(session: Session, cloud: str, account: Account, now: datetime) -> M
         found = _made_or_found(
             session,
             Mailbox(
-                cloud=cloud,
+                provider=app.provider,
+                cloud=app.cloud,
                 tenant_id=account.tenant_id,
                 object_id=account.object_id,
                 address=account.address,
@@ -766,11 +865,21 @@ def _mailbox(session: Session, cloud: str, account: Account, now: datetime) -> M
         mine_too = sa.select(Lane).where(Lane.key == lane_key(found))
         lane = session.scalar(mine_too)
         if lane is None:
-            fresh = Lane(key=lane_key(found), windows={}, **OutlookMailer.usual_limits)
+            limits = usual_limits(app.provider, personal=account.personal)
+            fresh = Lane(key=lane_key(found), windows={}, **limits)
             lane = _made_or_found(session, fresh, mine_too)
         found.lane_id = lane.id
     session.flush()
     return found
+
+
+def usual_limits(provider: str, *, personal: bool) -> Mapping[str, int]:
+    """The pace that a mailbox begins with."""
+    mailer = registry().get(PROVIDERS[provider].mailer)
+    limits = mailer.usual_limits if mailer else {}
+    if provider == GOOGLE and personal:
+        return {**limits, "per_day": PERSONAL_PER_DAY}
+    return limits
 
 
 def _made_or_found(session: Session, row: Row, query: sa.Select[Row]) -> Row:

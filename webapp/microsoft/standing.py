@@ -16,7 +16,8 @@ from sqlalchemy.orm import Session
 from webapp.config import Settings
 from webapp.connections.models import Connection, Health
 from webapp.delivery import replan
-from webapp.microsoft.clouds import Cloud, clouds, is_personal
+from webapp.google.cloud import every_cloud
+from webapp.microsoft.clouds import Cloud, is_personal
 from webapp.microsoft.models import (
     Consent,
     FlowKind,
@@ -27,13 +28,17 @@ from webapp.microsoft.models import (
     Mailbox,
     OAuthApp,
 )
-from webapp.microsoft.service import NEEDED, SLUG, is_complete
+from webapp.microsoft.service import is_complete, is_one_click
+from webapp.providers import GOOGLE, MICROSOFT, PROVIDERS, Provider
 
 SOON_DAYS = 60
 """So long before its end a secret is worth a warning."""
 
 SIGN_IN = frozenset({"openid", "profile", "email", "offline_access"})
 """Permissions of the sign-in itself, which say nothing about mail."""
+
+GMAIL = frozenset({"gmail.com", "googlemail.com"})
+"""Domains of personal accounts at Google."""
 
 _SPF = {
     "usgov": "spf.protection.office365.us",
@@ -46,7 +51,7 @@ class LinkState(StrEnum):
     """What the Authorization row is about."""
 
     INSECURE = "insecure"
-    """People open Postroom neither by https nor on localhost, so Microsoft sends nobody back."""
+    """People open Postroom neither by https nor on localhost, so nobody is sent back."""
     NO_APP = "no-app"
     """One-Click Setup, and the installation has no registration."""
     UNSAVED = "unsaved"
@@ -60,7 +65,7 @@ class LinkState(StrEnum):
     LINKED = "linked"
     NEEDS_REAUTHORISATION = "needs-reauthorisation"
     MISCONFIGURED = "misconfigured"
-    """Microsoft refuses the registration itself; signing in again would not help."""
+    """The provider refuses the registration itself; signing in again would not help."""
 
 
 TROUBLE = frozenset({LinkState.NEEDS_REAUTHORISATION, LinkState.MISCONFIGURED})
@@ -75,6 +80,7 @@ class Standing:
 
     state: LinkState
     one_click: bool
+    provider: Provider = PROVIDERS[MICROSOFT]
     app: OAuthApp | None = None
     cloud: Cloud | None = None
     link: Link | None = None
@@ -100,8 +106,12 @@ class Standing:
 
     @property
     def personal(self) -> bool:
-        """Whether the account is a personal one (Outlook.com, Hotmail, Live)."""
-        return self.mailbox is not None and is_personal(self.mailbox.tenant_id)
+        """Whether the account is a personal one (Outlook.com, Hotmail, Live; Gmail)."""
+        if self.mailbox is None:
+            return False
+        if self.mailbox.provider == GOOGLE:
+            return self.mailbox.address.rpartition("@")[2].casefold() in GMAIL
+        return is_personal(self.mailbox.tenant_id)
 
     @property
     def granted(self) -> tuple[str, ...]:
@@ -114,7 +124,13 @@ class Standing:
         if self.grant is None:
             return ()
         granted = {scope.casefold() for scope in self.grant.scopes}
-        return tuple(scope for scope in NEEDED if scope.casefold() not in granted)
+        needed = self.provider.needed
+        return tuple(scope for scope in needed if scope.casefold() not in granted)
+
+    @property
+    def sends(self) -> bool:
+        """Whether everything is granted without which no mail leaves."""
+        return not set(self.missing) & set(self.provider.required)
 
     @property
     def lacks(self) -> tuple[str, ...]:
@@ -133,6 +149,8 @@ class Standing:
     @property
     def spf(self) -> str:
         """What the SPF record of an own domain must include in this cloud."""
+        if self.provider.slug == GOOGLE:
+            return "_spf.google.com"
         return _SPF.get(self.mailbox.cloud if self.mailbox else "", "spf.protection.outlook.com")
 
     def knows(self, address: str) -> bool:
@@ -142,7 +160,7 @@ class Standing:
 
 
 def is_secure(settings: Settings) -> bool:
-    """Whether Microsoft sends people back to us: by https, or to this machine's own name."""
+    """Whether people are sent back to us: by https, or to this machine's own name."""
     return settings.url.startswith("https:") or urlsplit(settings.url).hostname == "localhost"
 
 
@@ -154,12 +172,16 @@ def link_standing(
     *,
     one_click: bool,
     now: datetime,
+    provider: str = MICROSOFT,
 ) -> Standing:
-    """How a connection stands with a registration: a shared one with `one_click`, or its own."""
+    """How a connection stands with a registration: a shared one with `one_click`, or its own.
+
+    `provider` says whose accounts it is about, where there is no registration yet.
+    """
     link, grant, mailbox = _linked(session, connection, app)
     consent = _consent(session, connection, app, now)
     expires_on = app.secret_expires_on if app and app.secret is not None else None
-    is_used = _is_used(connection, app, one_click)
+    is_used = _is_used(connection, app, one_click, PROVIDERS[provider].mailer)
     state = _state(settings, app, grant, consent, one_click=one_click, is_used=is_used)
     health = _health(connection, grant) if is_used else None
     if state is LinkState.LINKED and health is not None:
@@ -168,8 +190,9 @@ def link_standing(
     return Standing(
         state=state,
         one_click=one_click,
+        provider=PROVIDERS[provider],
         app=app,
-        cloud=clouds(settings).get(app.cloud) if app else None,
+        cloud=every_cloud(settings).get(app.cloud) if app else None,
         link=link,
         grant=grant,
         mailbox=mailbox,
@@ -219,14 +242,15 @@ def _consent(
     )
 
 
-def _is_used(connection: Connection | None, app: OAuthApp | None, one_click: bool) -> bool:
+def _is_used(
+    connection: Connection | None, app: OAuthApp | None, one_click: bool, mailer: str
+) -> bool:
     """Whether what is stored says that mail leaves by this registration."""
-    if connection is None or connection.mailer != SLUG:
+    if connection is None or connection.mailer != mailer:
         return False
-    stored = connection.settings.get(SLUG, {})
-    if bool(stored.get("one_click", True)) is not one_click:
+    if is_one_click(connection) is not one_click:
         return False
-    chosen = stored.get("shared_app", "")
+    chosen = connection.settings.get(mailer, {}).get("shared_app", "")
     return not one_click or not chosen or (app is not None and app.uid == chosen)
 
 

@@ -1,4 +1,4 @@
-"""Linking a mailbox at Microsoft, taking a link away, and asking an administrator for consent."""
+"""Linking a mailbox at its provider, taking a link away, asking an administrator for consent."""
 
 from flask import Blueprint, Response, g, render_template, request, url_for
 from flask import session as cookie
@@ -18,17 +18,21 @@ from webapp.connections.service import (
     forget_health,
     is_shared,
 )
+from webapp.crypto import SealError
 from webapp.delivery import replan
 from webapp.explain.parts import Keeper
+from webapp.google.cloud import every_cloud
+from webapp.google.sign_in import revoke
 from webapp.microsoft import link as flows
 from webapp.microsoft import service
 from webapp.microsoft.apps import keeper_of
-from webapp.microsoft.link import Opened
-from webapp.microsoft.models import Mailbox
+from webapp.microsoft.models import Mailbox, OAuthApp
 from webapp.microsoft.refusals import Notice, NotLinked
 from webapp.microsoft.service import Attached
+from webapp.microsoft.sign_in import Opened, SignIn
+from webapp.providers import GOOGLE, PROVIDERS, provider_of
 from webapp.sites.models import Site
-from webapp.web import actor, db, now, own_path, person, requires, see_other, tell
+from webapp.web import actor, db, installation, now, own_path, person, requires, see_other, tell
 from webapp.words import Tone
 
 bp = Blueprint("microsoft", __name__)
@@ -48,9 +52,9 @@ def general(site: Site | None, connection: Connection) -> str:
     """The place on the settings page that a link is about; without a site it is on System."""
     if site is None:
         return url_for("incidents.system", _anchor="connection")
-    one_click = connection.settings.get(service.SLUG, {}).get("one_click", True)
-    anchor = "authorization-shared-app" if one_click else "authorization-own-app"
-    return page_of(site, connection, anchor)
+    way = "shared" if service.is_one_click(connection) else "own"
+    suffix = "gmail" if provider_of(connection.mailer).slug == GOOGLE else "app"
+    return page_of(site, connection, f"authorization-{way}-{suffix}")
 
 
 def own_connection(session: Session, uid: str) -> Connection:
@@ -81,8 +85,14 @@ def refuse_at(site: Site | None, connection: Connection, notice: Notice) -> None
     if notice.ask_admin and site is not None:
         href, link = address_of("ask_admin", site, connection), _("Ask your admin for approval")
     elif app is not None and keeper is Keeper.READER and notice.about_app:
-        href, link = url_for("apps.edit", app_uid=app.uid), _("Open the registration")
+        href, link = registration_page(app), _("Open the registration")
     tell(Tone.BAD, notice.text, strong=notice.strong, href=href, link=link, words=notice.words)
+
+
+def registration_page(app: OAuthApp) -> str:
+    """The page of a shared registration."""
+    endpoint = "google.edit" if app.provider == GOOGLE else "apps.edit"
+    return url_for(endpoint, app_uid=app.uid)
 
 
 def address_of(view: str, site: Site, connection: Connection) -> str:
@@ -90,13 +100,13 @@ def address_of(view: str, site: Site, connection: Connection) -> str:
     return url_for(f"microsoft.{view}", slug=site.slug, connection_uid=connection.uid)
 
 
-# ---- off to Microsoft, and back ----
+# ---- off to the provider, and back ----
 
 
 @bp.get("/sites/<slug>/connections/<connection_uid>/link")
 @requires(Right.EDIT_SETTINGS)
 def link(slug: str, connection_uid: str) -> ResponseReturnValue:
-    """Begin a link, and lead on to Microsoft.
+    """Begin a link, and lead on to its provider.
 
     It is a page and no redirect: a form may be answered by a redirect to ourselves alone.
     """
@@ -118,7 +128,7 @@ def link_alerts() -> ResponseReturnValue:
 
 
 def lead_on(site: Site | None, connection: Connection) -> ResponseReturnValue:
-    """Begin a link; the page that leads on to Microsoft."""
+    """Begin a link; the page that leads on to the provider."""
     try:
         with db().read() as session:
             opened = flows.open_link(session, site, connection)
@@ -131,13 +141,14 @@ def lead_on(site: Site | None, connection: Connection) -> ResponseReturnValue:
     return render_template(
         "microsoft/going.html",
         address=address,
-        permissions=flows.PERMISSIONS,
+        provider=opened.provider,
+        permissions=opened.sign_in.permissions,
         account=opened.hint,
         back=page or general(site, connection),
     )
 
 
-@bp.get(flows.CALLBACK)
+@bp.get(flows.MICROSOFT_SIGN_IN.callback)
 @requires(Access.PUBLIC)
 def callback() -> ResponseReturnValue:
     """Where Microsoft sends people back; what they were sent for stands in the flow."""
@@ -145,9 +156,21 @@ def callback() -> ResponseReturnValue:
     landing = flows.admin_came_back(state, request.args)
     if landing is not None or "admin_consent" in request.args:
         return render_template("microsoft/consent.html", landing=landing)
-    flow = flows.take(state)
+    return came_back(state, flows.MICROSOFT_SIGN_IN)
+
+
+@bp.get(flows.SIGN_INS[GOOGLE].callback)
+@requires(Access.PUBLIC)
+def google_callback() -> ResponseReturnValue:
+    """Where Google sends people back."""
+    return came_back(request.args.get("state", ""), flows.SIGN_INS[GOOGLE])
+
+
+def came_back(state: str, sign_in: SignIn) -> ResponseReturnValue:
+    """Go on with what somebody was sent away for, if it was there."""
+    flow = flows.take(state, sign_in.provider.slug)
     if flow is None:
-        refuse(flows.not_ours())
+        refuse(flows.not_ours(sign_in))
         return see_other(web.home_url())
     return come_back(flow)
 
@@ -197,13 +220,7 @@ def tell_linked(attached: Attached, opened: Opened) -> None:
     if attached.filled_from:
         parts.append(_("It is the From Email now."))
     elif sender.casefold() not in known:
-        parts.append(
-            _(
-                "From Email is %(sender)s. Microsoft refuses mail from addresses that the account "
-                "may not send as.",
-                sender=sender,
-            )
-        )
+        parts.append(about_foreign(sender, attached.mailbox))
         if opened.site is None:
             href, link = "#alert-from_email", _("Go to the field")
         else:
@@ -213,6 +230,26 @@ def tell_linked(attached: Attached, opened: Opened) -> None:
         parts.append(leaves_now(attached.waiting))
     strong = _("%(account)s is linked.", account=account)
     tell(Tone.GOOD, " ".join(parts), strong=strong, href=href, link=link)
+
+
+def about_foreign(sender: str, mailbox: Mailbox) -> str:
+    """What the provider does with a From that the account is not known to have."""
+    if mailbox.provider == GOOGLE:
+        return str(
+            _(
+                "From Email is %(sender)s. Google silently puts %(account)s in its place, unless "
+                "it is added and confirmed in Gmail under Send mail as.",
+                sender=sender,
+                account=mailbox.address,
+            )
+        )
+    return str(
+        _(
+            "From Email is %(sender)s. Microsoft refuses mail from addresses that the account may "
+            "not send as.",
+            sender=sender,
+        )
+    )
 
 
 def leaves_now(waiting: int) -> str:
@@ -232,11 +269,18 @@ def unlink(slug: str, connection_uid: str) -> ResponseReturnValue:
     with db().read() as session:
         connection = own_connection(session, connection_uid)
         mailbox = service.mailbox_of(session, connection)
-    text = _(
-        "Mail that leaves by this connection then waits until a mailbox is linked again. "
-        "The stored sign-in is deleted here; other connections keep theirs. What you "
-        "granted on Microsoft’s page stays there until you withdraw it."
-    )
+    if mailbox is not None and mailbox.provider == GOOGLE:
+        text = _(
+            "Mail that leaves by this connection then waits until a mailbox is linked again. "
+            "The stored sign-in is deleted here; other connections keep theirs. Where none is "
+            "left, what you granted is withdrawn at Google too."
+        )
+    else:
+        text = _(
+            "Mail that leaves by this connection then waits until a mailbox is linked again. "
+            "The stored sign-in is deleted here; other connections keep theirs. What you "
+            "granted on Microsoft’s page stays there until you withdraw it."
+        )
     return taken_away(g.site, connection, mailbox, text)
 
 
@@ -271,16 +315,37 @@ def taken_away(
             back=back,
         )
     with db().write() as session:
+        found = session.get_one(Connection, connection.id)
+        last = service.last_link(session, found)
         service.detach(
             session,
             session.get_one(Site, site.id) if site else None,
-            session.get_one(Connection, connection.id),
+            found,
             actor=actor(),
             now=now(),
         )
     # How many mails wait for the next one stands on the page itself.
-    tell(Tone.GOOD, "", strong=_("The link with %(account)s is removed.", account=mailbox.address))
+    text = withdrawn(last) if last is not None and last.provider == GOOGLE else ""
+    strong = _("The link with %(account)s is removed.", account=mailbox.address)
+    tell(Tone.GOOD, text, strong=strong)
     return see_other(back)
+
+
+def withdrawn(last: service.LastLink) -> str:
+    """Withdraw at Google what was granted, and say what came of it. Asks the network."""
+    cloud = every_cloud(installation().settings).get(last.cloud)
+    try:
+        cache = installation().keyring.unseal("grant", last.subject, last.cache)
+    except SealError:
+        cache = ""
+    if cloud is not None and revoke(cloud, str(cache)):
+        return str(_("It is withdrawn at Google too."))
+    return str(
+        _(
+            "Google could not be told. Who wants it withdrawn there removes the app at "
+            "myaccount.google.com, under third-party connections."
+        )
+    )
 
 
 # ---- asking an administrator ----
@@ -352,7 +417,8 @@ def send_as_account(slug: str, connection_uid: str) -> ResponseReturnValue:
             title=_("Set From Email to %(address)s?", address=mailbox.address),
             text=_(
                 "Mail of this connection is then sent from the address of the linked account, "
-                "which Microsoft always allows."
+                "which %(provider)s always allows.",
+                provider=PROVIDERS[mailbox.provider].name,
             ),
             button=_("Set From Email"),
             back=back,

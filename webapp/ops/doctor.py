@@ -24,8 +24,8 @@ from webapp.crypto import Keyring, SealError
 from webapp.db import Database, SealedText, utcnow
 from webapp.delivery.models import Heartbeat, Lane, Message
 from webapp.disk import Disk
+from webapp.google.cloud import every_cloud
 from webapp.installation import Installation, key_file, sealed_columns
-from webapp.microsoft.clouds import clouds
 from webapp.microsoft.models import Grant, GrantState, Mailbox, OAuthApp
 from webapp.ops.checks import check_ledger
 from webapp.ops.status import delivers
@@ -182,13 +182,13 @@ def _compared(name: str, theirs: datetime) -> Finding:
     return bad(
         "clock",
         f"this machine's clock and that of {name} differ by {apart.total_seconds() / 60:.0f} min",
-        "Switch time synchronisation on (timedatectl set-ntp true): sign-in at Microsoft, retries "
-        "and the log depend on the clock.",
+        "Switch time synchronisation on (timedatectl set-ntp true): sign-in of linked accounts, "
+        "retries and the log depend on the clock.",
     )
 
 
 def _sign_in_hosts(installation: Installation) -> Iterator[tuple[str, str]]:
-    known = clouds(installation.settings)
+    known = every_cloud(installation.settings)
     with installation.db.read() as session:
         used = session.scalars(sa.select(OAuthApp.cloud).distinct()).all()
     logins = {known[slug].login for slug in used if slug in known}

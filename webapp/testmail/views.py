@@ -454,6 +454,8 @@ _ICONS = {
     Who.YOU: "user",
     Who.ADMIN: "shield",
     Who.MICROSOFT: "server",
+    Who.WORKSPACE_ADMIN: "shield",
+    Who.GOOGLE: "server",
     Who.PROVIDER: "server",
     Who.OPERATOR: "gauge",
 }
