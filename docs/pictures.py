@@ -1,7 +1,8 @@
 """Takes the pictures of the documentation anew: `.venv/bin/python -m docs.pictures`
 
-It starts an installation of its own in a temporary folder, with a mail server beside it that stands
-in for every host named here, and the sandbox for Microsoft; nothing goes over the network. Needs
+With the word `tour` only those of the tour, which are pictures of the demo. For the others it
+starts an installation of its own in a temporary folder, with a mail server beside it that stands in
+for every host named here, and the sandbox for Microsoft; nothing goes over the network. Needs
 Chromium and a Chinese font.
 """
 
@@ -9,6 +10,7 @@ import base64
 import logging
 import os
 import re
+import signal
 import smtplib
 import ssl
 import sys
@@ -25,14 +27,36 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from docs.palette import shrink
 from tests.faults.rig import House, wait_for
 from tests.rig.browser import provide_chromium
 from tests.rig.ports import free_port
 from tests.rig.sandbox import Sandbox
+from tests.test_demo import TOLD, Demo
 
 PICTURES = Path(__file__).parent / "pictures"
 EMAIL = "mara@agentur.example"
 PASSWORD = "four words are enough"  # noqa: S105  (of an installation that lives for minutes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Who:
+    """Somebody who signs in."""
+
+    email: str
+    password: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a page is looked at."""
+
+    locale: str = "en-GB"
+    width: int = 1400
+    dark: bool = False
+
+
+MARA = Who(email=EMAIL, password=PASSWORD)
 TO_THE_STAND_IN = """\
 import os, socket
 _connect = socket.create_connection
@@ -246,18 +270,18 @@ def state_of(house: House, subject: str) -> str:
     return str(found[0]["state"])
 
 
-def signed_in(browser: Browser, house: House, *, locale: str, width: int, dark: bool) -> Page:
+def signed_in(browser: Browser, url: str, who: Who, look: Look) -> Page:
     """A page of somebody who may see everything."""
     context = browser.new_context(
-        base_url=f"http://localhost:{house.http}",
-        locale=locale,
-        viewport={"width": width, "height": 800},
-        color_scheme="dark" if dark else "light",
+        base_url=url,
+        locale=look.locale,
+        viewport={"width": look.width, "height": 800},
+        color_scheme="dark" if look.dark else "light",
     )
     page = context.new_page()
     page.goto("/signin")
-    page.fill("[name=email]", EMAIL)
-    page.fill("[name=password]", PASSWORD)
+    page.fill("[name=email]", who.email)
+    page.fill("[name=password]", who.password)
     page.press("[name=password]", "Enter")
     page.wait_for_url(lambda url: "signin" not in url)
     return page
@@ -268,11 +292,13 @@ def take(page: Page, name: str, path: str, height: int = 800) -> None:
     width = page.viewport_size["width"] if page.viewport_size else 1400
     page.set_viewport_size({"width": width, "height": height})
     page.goto(path)
-    page.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
+    file = PICTURES / f"{name}.png"
+    page.screenshot(path=file, animations="disabled")
+    shrink(file)
 
 
 def take_all(browser: Browser, page: Page, house: House) -> None:
-    """Every picture that the documentation shows."""
+    """Every picture that the documentation shows, but for the tour."""
     mails = {one["subject"]: one for one in house.made("message", "list")}
     partly = mails[PARTLY]
     message = f"/sites/{partly['site']}/log/{partly['id']}"
@@ -280,12 +306,56 @@ def take_all(browser: Browser, page: Page, house: House) -> None:
     take(page, "general", GENERAL, height=1600)
     take(page, "log", "/log", height=720)
     take(page, "message", message)
-    dark = signed_in(browser, house, locale="en-GB", width=1400, dark=True)
+    url = f"http://localhost:{house.http}"
+    dark = signed_in(browser, url, MARA, Look(dark=True))
     take(dark, "board-dark", "/", height=600)
-    chinese = signed_in(browser, house, locale="zh-CN", width=390, dark=False)
+    chinese = signed_in(browser, url, MARA, Look(locale="zh-CN", width=390))
     take(chinese, "board-zh", "/")
     fail_a_test(page)
     take(page, "test", page.url, height=910)
+
+
+def take_pages(browser: Browser, undo: ExitStack) -> None:
+    """Start an installation and what it sends by, and take its pictures."""
+    folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="pictures-")))
+    certificates = trustme.CA()
+    server = a_server(certificates)
+    server.start()
+    undo.callback(server.stop)
+    sandbox = undo.enter_context(Sandbox())
+    house = a_house(folder, server.port, certificates, sandbox)
+    house.command("migrate")
+    house.command("admin", "create", EMAIL, "--password-stdin", stdin=PASSWORD.encode())
+    logins = furnish(house)
+    house.start()
+    undo.callback(house.stop)
+    page = signed_in(browser, f"http://localhost:{house.http}", MARA, Look())
+    link(page, sandbox)
+    hand_in(house, logins)
+    # The greylisted recipient is tried again after a minute.
+    wait_for(lambda: state_of(house, PARTLY) == "failed", "the second attempt", seconds=120)
+    take_all(browser, page, house)
+
+
+def take_tour(browser: Browser, undo: ExitStack) -> None:
+    """Start the demo as a newcomer does, and walk through it."""
+    folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="pictures-")))
+    demo = Demo(folder)
+    demo.start()
+    undo.callback(demo.end, signal.SIGTERM)
+    told = TOLD.search(demo.said())
+    assert told
+    page = signed_in(browser, demo.url, Who(email=told[1], password=told[2]), Look(width=1200))
+    page.goto("/sites/pinestone-books/settings/alerts")
+    incident = page.locator("main a[href*='/incidents/']").first
+    wait_for(lambda: page.reload() and incident.count(), "the incident")
+    incident_path = incident.get_attribute("href") or ""
+    take(page, "tour-board", "/", height=760)
+    take(page, "tour-incident", incident_path, height=980)
+    page.goto("/sites/lindenhof-shop/log")
+    held = page.locator("main a", has_text="Newsletter Nikolaus").filter(has_not_text="Entwurf")
+    take(page, "tour-held", held.first.get_attribute("href") or "", height=1200)
+    take(page, "tour-calendar", "/settings/calendar", height=520)
 
 
 def main() -> None:
@@ -293,30 +363,15 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     logging.getLogger("mail.log").setLevel(logging.ERROR)
     with ExitStack() as undo:
-        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="pictures-")))
-        certificates = trustme.CA()
-        server = a_server(certificates)
-        server.start()
-        undo.callback(server.stop)
-        sandbox = undo.enter_context(Sandbox())
-        house = a_house(folder, server.port, certificates, sandbox)
-        house.command("migrate")
-        house.command("admin", "create", EMAIL, "--password-stdin", stdin=PASSWORD.encode())
-        logins = furnish(house)
-        house.start()
-        undo.callback(house.stop)
         playwright = undo.enter_context(sync_playwright())
         chromium = provide_chromium(Path(playwright.chromium.executable_path))
         if chromium is None:
             sys.exit("There is no Chromium. On Debian and Ubuntu: apt-get install chromium")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--disable-lcd-text"])
         undo.callback(browser.close)
-        page = signed_in(browser, house, locale="en-GB", width=1400, dark=False)
-        link(page, sandbox)
-        hand_in(house, logins)
-        # The greylisted recipient is tried again after a minute.
-        wait_for(lambda: state_of(house, PARTLY) == "failed", "the second attempt", seconds=120)
-        take_all(browser, page, house)
+        if "tour" not in sys.argv[1:]:
+            take_pages(browser, undo)
+        take_tour(browser, undo)
 
 
 if __name__ == "__main__":

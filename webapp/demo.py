@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ PATIENCE = 60.0
 """Seconds until a step of the first start counts as gone wrong."""
 LOOK_EVERY = 0.1
 SCOPES = ("User.Read", "Mail.Send")
+SECRET_LASTS = timedelta(days=24)
+"""So that the calendar has something to say."""
 SHOP_ACCOUNT = "orders@contoso.example"
 BOOKS_ACCOUNT = "noreply@fabrikam.example"
 
@@ -387,6 +390,7 @@ def prepare_everything(installation: Installation, sandbox: Sandbox, note: Note)
 
 
 def _registration(installation: Installation, session: Any) -> OAuthApp:
+    now = installation.db.now()
     return microsoft.save_app(
         session,
         installation.keyring,
@@ -397,10 +401,11 @@ def _registration(installation: Installation, session: Any) -> OAuthApp:
             tenant="common",
             client_id=SHARED_APPLICATION.client_id,
             secret=SHARED_APPLICATION.secret,
+            secret_expires_on=(now.date() + SECRET_LASTS).isoformat(),
         ),
         clouds=clouds(installation.settings),
         actor=ACTOR,
-        now=installation.db.now(),
+        now=now,
     )
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.delivery.test_worker import Post
 from tests.factories import an_installation
+from tests.faults.rig import wait_for
 from tests.ingress.test_smtp import Listener, Talk, add_credential, kept
 from tests.rig.ports import free_port
 from tests.world import World, a_mail
@@ -71,7 +72,7 @@ def test_a_mail_that_comes_byte_by_byte_is_taken_whole(world: World, listener: L
         assert talk.reply().startswith("250 ")
         talk.close()
     assert kept(world)[1:] == [MAIL] * SLOW
-    assert listener.server.office.data_bytes == 0
+    wait_for(lambda: listener.server.office.data_bytes == 0, "the memory given back")
 
 
 def test_who_stops_in_the_middle_is_told_so_and_forgotten(
@@ -88,7 +89,7 @@ def test_who_stops_in_the_middle_is_told_so_and_forgotten(
         assert talk.file.read() == b""
         talk.close()
     assert len(kept(world)) == 1
-    assert listener.server.office.data_bytes == 0
+    wait_for(lambda: listener.server.office.data_bytes == 0, "the memory given back")
     assert listener.server.office.sessions == set()
 
 

@@ -121,7 +121,7 @@ def test_mail_leaves_through_graph_to_exactly_its_recipients(post: GraphPost) ->
     assert (attempt.outcome, attempt.code) == (Outcome.SENT, "202")
     assert attempt.remote_id
     assert any("sendMail" in line for line in attempt.details["log"])
-    assert post.connection().health == Health.WORKING
+    post.wait_for(lambda: post.connection().health == Health.WORKING)
     assert post.world.gaps() == 0
 
 
@@ -241,7 +241,7 @@ def test_a_revoked_link_holds_the_mail_until_it_is_linked_again(post: GraphPost)
     assert grant.state == GrantState.NEEDS_REAUTHORISATION
     post.link_again()
     post.wait_for(lambda: post.states() == [State.SENT] * 3)
-    assert post.connection().health == Health.WORKING
+    post.wait_for(lambda: post.connection().health == Health.WORKING)
     assert set(post.sandbox.counts().values()) == {3}
 
 
