@@ -20,6 +20,8 @@ class Provider:
     """The slug of the mailer whose accounts these are."""
     label: str
     """How that mailer is called."""
+    anchor: str
+    """Of the place on the page of a connection where its account signs in."""
     needed: tuple[str, ...]
     """The permissions that are asked for, without the cloud in front."""
     required: tuple[str, ...]
@@ -34,6 +36,7 @@ PROVIDERS: Mapping[str, Provider] = {
             name="Microsoft",
             mailer="outlook",
             label="365 / Outlook",
+            anchor="authorization",
             needed=("User.Read", "Mail.Send"),
             required=("User.Read", "Mail.Send"),
         ),
@@ -42,6 +45,7 @@ PROVIDERS: Mapping[str, Provider] = {
             name="Google",
             mailer="gmail",
             label="Google / Gmail",
+            anchor="authorization-gmail",
             needed=tuple(google.NEEDED),
             required=(google.SEND,),
         ),

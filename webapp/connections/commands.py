@@ -22,13 +22,14 @@ from webapp.delivery.models import Lane
 from webapp.delivery.replan import Replanned
 from webapp.delivery.wake import Waker
 from webapp.fields import FieldErrors, from_texts, questions
+from webapp.google import cloud as google
 from webapp.installation import Installation, open_installation
 from webapp.mailers import registry
 from webapp.mailers.base import Mailer
-from webapp.mailers.outlook import OutlookMailer
 from webapp.microsoft import service as microsoft
-from webapp.microsoft.clouds import GLOBAL, Segment, clouds
+from webapp.microsoft.clouds import GLOBAL, Segment
 from webapp.microsoft.service import AppValues
+from webapp.providers import GOOGLE, is_linked, provider_of
 from webapp.sites.models import Site
 from webapp.sites.service import all_sites, find_site
 
@@ -38,7 +39,6 @@ LIMITS = ("concurrency", "per_minute", "per_hour", "per_day", "recipients_per_da
 OF_AN_APP = ("name", "client_id", "client_secret", "cloud", "tenant", "secret_expires_on")
 """What `--set` takes besides the mailer's own settings where an account is linked: the connection
 then brings an app registration of its own."""
-OUTLOOK = OutlookMailer.slug
 OFF = {"false", "off", "no", "0"}
 BELONGS_TO_MAILBOX = "limits belong to the mailbox: set them once it is linked"
 
@@ -87,9 +87,9 @@ def create(
 ) -> None:
     """Give a site a connection. Hosts in private networks are fine here.
 
-    With --mailer outlook it uses a registration of this installation; name its own by client_id,
-    client_secret=@FILE, cloud, tenant and secret_expires_on. A person then signs in, at the address
-    that is printed.
+    With --mailer outlook or gmail it uses a registration of this installation; name its own by
+    client_id and client_secret=@FILE, at Microsoft also cloud, tenant and secret_expires_on. A
+    person then signs in, at the address that is printed.
     """
     kind = registry().get(mailer)
     if kind is None:
@@ -277,8 +277,9 @@ def store(
     now = installation.db.now()
     with installation.db.write() as session:
         site = the_site(session, slug)
-        if values.mailer == OUTLOOK and app is None:
-            values = replace(values, settings=with_shared_app(session, values.settings))
+        if is_linked(values.mailer) and app is None:
+            provider = provider_of(values.mailer).slug
+            values = replace(values, settings=with_shared_app(session, values.settings, provider))
         made = service.save_connection(
             session, installation.keyring, site, None, values, actor=ACTOR, now=now
         )
@@ -288,14 +289,14 @@ def store(
                 installation.keyring,
                 None,
                 app,
-                clouds=clouds(installation.settings),
+                clouds=google.clouds_of(installation.settings, provider_of(values.mailer).slug),
                 connection=made,
                 actor=ACTOR,
                 now=now,
             )
         if primary:
             service.set_primary(session, site, made, actor=ACTOR, now=now)
-        if values.mailer == OUTLOOK:
+        if is_linked(values.mailer):
             return made, microsoft.use_app(session, made, now)
         lane_key = service.load_mailer(made, installation.keyring).lane_key()
         limits = merged_limits(session, lane_key, wanted)
@@ -307,28 +308,31 @@ def store(
 
 def own_registration(kind: type[Mailer], texts: dict[str, str]) -> AppValues | None:
     """The registration that the connection brings, taken out of the settings; None for none."""
-    if kind.slug != OUTLOOK:
+    if not is_linked(kind.slug):
         return None
     given = {name: texts.pop(name) for name in OF_AN_APP if name in texts}
     if not given:
         return None
     if texts.setdefault("one_click", "false").lower() not in OFF:
         refuse("with one_click=true the registration of this installation is used", USAGE)
+    is_google = provider_of(kind.slug).slug == GOOGLE
     return AppValues(
         name=given.get("name", ""),
-        cloud=given.get("cloud", GLOBAL),
-        tenant=given.get("tenant", Segment.COMMON.value),
+        cloud=google.PROVIDER if is_google else given.get("cloud", GLOBAL),
+        tenant=google.TENANT if is_google else given.get("tenant", Segment.COMMON.value),
         client_id=given.get("client_id", ""),
         secret=given.get("client_secret", ""),
         secret_expires_on=given.get("secret_expires_on", ""),
     )
 
 
-def with_shared_app(session: Session, settings: Mapping[str, object]) -> dict[str, object]:
+def with_shared_app(
+    session: Session, settings: Mapping[str, object], provider: str
+) -> dict[str, object]:
     """The settings with the registration that One-Click Setup uses; raises FieldErrors."""
     if not settings.get("one_click", True):
         return dict(settings)
-    apps = {app.uid: app for app in microsoft.shared_apps(session)}
+    apps = {app.uid: app for app in microsoft.shared_apps(session, provider)}
     chosen = str(settings.get("shared_app") or "")
     if chosen and chosen not in apps:
         raise FieldErrors({"shared_app": "There is no registration with this id."})
@@ -378,7 +382,7 @@ def form_values(
 def read_settings(kind: type[Mailer], given: Iterable[str]) -> dict[str, str]:
     """The `NAME=VALUE` pairs; a secret is read from a file or from standard input."""
     secret = {asked.name for asked in questions(kind) if asked.question.secret}
-    if kind.slug == OUTLOOK:
+    if is_linked(kind.slug):
         secret.add("client_secret")
     texts = {}
     for pair in given:

@@ -63,8 +63,7 @@ def duplicate(
     )
     session.add(made)
     session.flush()
-    own = microsoft.own_app(session, connection)
-    if own is not None:
+    for own in microsoft.own_apps(session, connection):
         _copy_app(session, own, made, now)
     _record(session, made, "connection duplicated", actor, now, {"from": [None, connection.uid]})
     return made
@@ -128,14 +127,14 @@ def remove(session: Session, connection: Connection, *, actor: str, now: datetim
     Rules keep pointing at it, and are skipped; who has it as primary connection has none then.
     """
     site_id = connection.site_id
-    own = microsoft.own_app(session, connection)
+    own = microsoft.own_apps(session, connection)
     linked = session.scalars(sa.select(Link.app_id).where(Link.connection_id == connection.id))
-    for app_id in sorted({*linked, *([own.id] if own else [])}):
+    for app_id in sorted({*linked, *(app.id for app in own)}):
         microsoft.hold_app(session, app_id)
     microsoft.forget_links(session, connection, now)
-    if own is not None:
-        own.secret = own.next_secret = None
-        own.secret_expires_on = own.next_secret_expires_on = None
+    for app in own:
+        app.secret = app.next_secret = None
+        app.secret_expires_on = app.next_secret_expires_on = None
     session.execute(sa.delete(LinkFlow).where(LinkFlow.connection_id == connection.id))
     connection.deleted_at = connection.updated_at = now
     connection.settings, connection.secrets, connection.secrets_set = {}, None, {}

@@ -3,6 +3,8 @@
 from flask import url_for
 
 from webapp.connections.models import Connection
+from webapp.microsoft.models import OAuthApp
+from webapp.providers import GOOGLE
 from webapp.sites.models import Site
 
 
@@ -17,3 +19,9 @@ def page_of(site: Site, connection: Connection, anchor: str | None = None) -> st
 def own_page(site: Site, connection: Connection, anchor: str | None = None) -> str:
     """The page of this connection alone, also where it is the primary one."""
     return url_for("additional.edit", slug=site.slug, connection_uid=connection.uid, _anchor=anchor)
+
+
+def registration_page(app: OAuthApp) -> str:
+    """The page of a shared registration."""
+    endpoint = "google.edit" if app.provider == GOOGLE else "apps.edit"
+    return url_for(endpoint, app_uid=app.uid)

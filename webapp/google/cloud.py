@@ -22,6 +22,10 @@ ALIASES = "gmail.settings.basic"
 NEEDED: Sequence[str] = (SEND, ALIASES)
 
 
+CLIENTS_PAGE = "https://console.cloud.google.com/auth/clients"
+"""Where registrations are kept; it opens in the project that was used last."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GoogleCloud(Cloud):
     """Google's endpoints, in the shape that links and tokens ask for; it knows no tenants."""
@@ -61,3 +65,9 @@ def google(settings: Settings) -> GoogleCloud:
 def every_cloud(settings: Settings) -> dict[str, Cloud]:
     """Every cloud of every provider, by its slug."""
     return {**clouds(settings), PROVIDER: google(settings)}
+
+
+def clouds_of(settings: Settings, provider: str) -> dict[str, Cloud]:
+    """The clouds of one provider, by their slugs."""
+    known = every_cloud(settings)
+    return {slug: cloud for slug, cloud in known.items() if cloud.provider == provider}

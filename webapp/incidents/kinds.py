@@ -60,19 +60,19 @@ STORIES: Mapping[Kind, Story] = {
     Kind.LINK: Story(
         title=N_("%(account)s needs re-authorization"),
         text=N_(
-            "Microsoft no longer lets Postroom send as %(account)s. Its mail is kept and nothing "
-            "fails; it leaves in order once the account is linked again."
+            "%(provider)s no longer lets Postroom send as %(account)s. Its mail is kept and "
+            "nothing fails; it leaves in order once the account is linked again."
         ),
         over=N_("%(account)s may send again"),
         over_text=N_("It was linked again, or is no longer used. What waited for it goes on."),
     ),
     Kind.REGISTRATION: Story(
-        title=N_("Microsoft refuses the app registration %(app)s"),
+        title=N_("%(provider)s refuses the app registration %(app)s"),
         text=N_(
             "No mailbox that is linked by it can send. Its mail is kept and nothing fails; it "
             "leaves in order once the registration works. Linking again does not help."
         ),
-        over=N_("Microsoft accepts the app registration %(app)s again"),
+        over=N_("%(provider)s accepts the app registration %(app)s again"),
         over_text=N_("What waited for it goes on. No site has to be linked again."),
     ),
     Kind.STOPPED: Story(
@@ -169,8 +169,8 @@ STORIES: Mapping[Kind, Story] = {
     Kind.IDLE: Story(
         title=N_("The link of %(account)s is close to its end"),
         text=N_(
-            "It could not be renewed for more than 60 days. Microsoft ends a link that was not "
-            "renewed for 90 days."
+            "It could not be renewed for more than 60 days. %(provider)s ends a link that was not "
+            "renewed for %(idle)s days."
         ),
         over=N_("The link of %(account)s was renewed"),
         over_text=N_("It was renewed or linked again, or it is no longer used."),
@@ -258,4 +258,6 @@ def _values(details: Mapping[str, Any], translate: Translate) -> dict[str, objec
     values: dict[str, object] = {name: details.get(name, "") for name in names}
     for name, fallback in FALLBACKS.items():
         values[name] = details.get(name) or translate(fallback)
+    # Incidents of before there was another one say nothing of it.
+    values |= {"provider": details.get("provider", "Microsoft"), "idle": details.get("idle", 90)}
     return values

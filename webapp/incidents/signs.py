@@ -19,10 +19,10 @@ from webapp.delivery.tally import accounts
 from webapp.disk import data_folders, free_bytes
 from webapp.incidents.kinds import Kind
 from webapp.mailers import registry
+from webapp.microsoft.dates import idle
 from webapp.microsoft.models import Grant, GrantState, Mailbox, OAuthApp
+from webapp.providers import PROVIDERS
 from webapp.sites.models import Site
-
-OUTLOOK = "outlook"
 
 UNREACHABLE_AFTER = timedelta(minutes=15)
 FAILURES_LAST = timedelta(hours=1)
@@ -130,7 +130,8 @@ def _refused_links(session: Session) -> Iterator[Sign]:
                     "account": mailbox.address,
                     "app": app,
                     "app_name": app,
-                    "mailer": OUTLOOK,
+                    "provider": PROVIDERS[mailbox.provider].name,
+                    "mailer": PROVIDERS[mailbox.provider].mailer,
                     "grants": [grant.id],
                 },
             )
@@ -158,7 +159,8 @@ def _refused_registrations(session: Session) -> Iterator[Sign]:
                 "app": app.name or app.client_id,
                 "app_name": app.name,
                 "client_id": app.client_id,
-                "mailer": OUTLOOK,
+                "provider": PROVIDERS[app.provider].name,
+                "mailer": PROVIDERS[app.provider].mailer,
                 "grants": [row.id for row in grants],
             },
         )
@@ -415,7 +417,11 @@ def _idle_links(session: Session, now: datetime) -> Iterator[Sign]:
                 kind=Kind.IDLE,
                 sites=_sites(session, used),
                 since=grant.renewed_at,
-                details={"account": mailbox.address},
+                details={
+                    "account": mailbox.address,
+                    "provider": PROVIDERS[mailbox.provider].name,
+                    "idle": idle(mailbox.provider).days,
+                },
             )
 
 

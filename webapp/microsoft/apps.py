@@ -346,7 +346,9 @@ def _on_the_calendar(ending: Ending, mine: Mapping[int, Role | None], today: dat
         if web.may(Right.SYSTEM):
             url = url_for("apps.edit", app_uid=ending.app_uid, _anchor="next_secret")
     elif own is not None:
-        anchor = "authorization" if ending.kind is Kind.LINK else "outlook-app-next_secret"
+        anchor = "outlook-app-next_secret"
+        if ending.kind is Kind.LINK:
+            anchor = PROVIDERS[ending.provider].anchor
         url = url_for("connections.general", slug=own.slug, _anchor=anchor)
     elif ending.alerts and web.may(Right.SYSTEM):
         url = url_for("incidents.system", _anchor="connection")

@@ -1,7 +1,7 @@
 """Days that are left: of a client secret until it expires, of a link until it is idle too long.
 
-Microsoft ends a link whose refresh token nobody used for 90 days. Ours are renewed every day, so a
-link that counts down tells that renewals do not happen.
+Microsoft ends a link whose refresh token nobody used for 90 days, Google after six months. Ours are
+renewed every day, so a link that counts down tells that renewals do not happen.
 """
 
 from collections import defaultdict
@@ -15,12 +15,14 @@ from sqlalchemy.orm import Session
 
 from webapp.connections.models import Connection
 from webapp.microsoft.models import Grant, GrantState, Link, Mailbox, OAuthApp
+from webapp.providers import GOOGLE, MICROSOFT, PROVIDERS
 from webapp.sites.models import Site
 
 STEPS = (60, 30, 7, 1)
 """Days before an end at which somebody is told."""
 NOTED, SOON, URGENT, _LAST = STEPS
 IDLE = timedelta(days=90)
+IDLE_AT_GOOGLE = timedelta(days=180)
 AHEAD = 90
 """Days that the calendar shows."""
 
@@ -53,6 +55,7 @@ class Ending:
     app_name: str
     shared: bool
     """Whether the registration serves One-Click Setup, or is a connection's own."""
+    provider: str = MICROSOFT
     address: str = ""
     """Of the mailbox, for a link."""
     has_successor: bool = False
@@ -81,9 +84,14 @@ def days_until(day: date, now: datetime) -> int:
     return (day - now.date()).days
 
 
-def idle_days(renewed_at: datetime, now: datetime) -> int:
-    """Days until a link that nobody renews is ended; on the day after its renewal it has 90."""
-    return max(0, IDLE.days - max(0, (now - renewed_at).days))
+def idle_days(renewed_at: datetime, now: datetime, provider: str = MICROSOFT) -> int:
+    """Days until a link that nobody renews is ended; on the day of its renewal it has them all."""
+    return max(0, idle(provider).days - max(0, (now - renewed_at).days))
+
+
+def idle(provider: str) -> timedelta:
+    """How long a provider keeps a link that nobody renews."""
+    return IDLE_AT_GOOGLE if provider == GOOGLE else IDLE
 
 
 def endings(session: Session, site_ids: Collection[int] | None, now: datetime) -> list[Ending]:
@@ -100,6 +108,7 @@ def endings(session: Session, site_ids: Collection[int] | None, now: datetime) -
 def undated(session: Session) -> list[OAuthApp]:
     """Shared registrations with a secret whose end nobody entered: nothing can be told of them."""
     query = sa.select(OAuthApp).where(
+        OAuthApp.provider == MICROSOFT,  # Google's secrets do not expire
         OAuthApp.connection_id.is_(None),
         OAuthApp.secret.is_not(None),
         OAuthApp.secret_expires_on.is_(None),
@@ -167,15 +176,24 @@ def _links(session: Session, uses: Iterable[_Use], now: datetime) -> Iterable[En
         .join(OAuthApp, OAuthApp.id == Grant.app_id)
         .where(
             Grant.state == GrantState.LINKED,
-            Grant.renewed_at <= now - IDLE + timedelta(days=NOTED),
+            sa.or_(
+                *(
+                    sa.and_(
+                        OAuthApp.provider == provider,
+                        Grant.renewed_at <= now - idle(provider) + timedelta(days=NOTED),
+                    )
+                    for provider in PROVIDERS
+                )
+            ),
             Grant.id.in_(sorted(by_grant)),
         )
     )
     for grant_id, renewed_at, address, app in rows:
         yield Ending(
             kind=Kind.LINK,
-            day=(renewed_at + IDLE).date(),
-            days=idle_days(renewed_at, now),
+            provider=app.provider,
+            day=(renewed_at + idle(app.provider)).date(),
+            days=idle_days(renewed_at, now, app.provider),
             app_uid=app.uid,
             app_name=app.name or app.client_id,
             shared=app.connection_id is None,

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from webapp import audit, web
 from webapp.accounts.rights import Access, Right
 from webapp.connections.models import Connection
-from webapp.connections.places import page_of
+from webapp.connections.places import page_of, registration_page
 from webapp.connections.service import (
     STOPPED,
     alert_connection,
@@ -26,7 +26,7 @@ from webapp.google.sign_in import revoke
 from webapp.microsoft import link as flows
 from webapp.microsoft import service
 from webapp.microsoft.apps import keeper_of
-from webapp.microsoft.models import Mailbox, OAuthApp
+from webapp.microsoft.models import Mailbox
 from webapp.microsoft.refusals import Notice, NotLinked
 from webapp.microsoft.service import Attached
 from webapp.microsoft.sign_in import Opened, SignIn
@@ -87,12 +87,6 @@ def refuse_at(site: Site | None, connection: Connection, notice: Notice) -> None
     elif app is not None and keeper is Keeper.READER and notice.about_app:
         href, link = registration_page(app), _("Open the registration")
     tell(Tone.BAD, notice.text, strong=notice.strong, href=href, link=link, words=notice.words)
-
-
-def registration_page(app: OAuthApp) -> str:
-    """The page of a shared registration."""
-    endpoint = "google.edit" if app.provider == GOOGLE else "apps.edit"
-    return url_for(endpoint, app_uid=app.uid)
 
 
 def address_of(view: str, site: Site, connection: Connection) -> str:

@@ -23,6 +23,7 @@ from webapp.mailers import registry
 from webapp.microsoft.dates import days_until, idle_days, nearness
 from webapp.microsoft.models import Grant, GrantState, OAuthApp
 from webapp.ops.status import delivers
+from webapp.providers import MICROSOFT, PROVIDERS, Provider
 from webapp.sites.carrying import Carried, carried
 from webapp.sites.models import Mode, Site
 from webapp.words import SITE, SiteState, Status, Tone
@@ -135,6 +136,7 @@ class Ends:
     """The connection's own registration, not a shared one."""
     has_successor: bool
     """A second secret waits to be proved."""
+    provider: Provider = PROVIDERS[MICROSOFT]
 
     @property
     def link_tone(self) -> str:
@@ -353,22 +355,24 @@ _LINK = (
     OAuthApp.secret_expires_on,
     OAuthApp.secret.is_not(None),
     OAuthApp.next_secret.is_not(None),
+    OAuthApp.provider,
 )
 
 
 def _ends(link: Sequence[Any], now: datetime) -> Ends | None:
     """From what `_LINK` reads, all of it empty where the site sends by no link."""
-    state, renewed_at, app_uid, connection_id, expires_on, has_secret, has_successor = link
+    state, renewed_at, app_uid, connection_id, expires_on, has_secret, has_successor, at = link
     if state is None or app_uid is None:
         return None
     secret_on = expires_on if has_secret else None
     return Ends(
-        link_days=idle_days(renewed_at, now) if state == GrantState.LINKED else None,
+        link_days=idle_days(renewed_at, now, at) if state == GrantState.LINKED else None,
         secret_on=secret_on,
         secret_days=days_until(secret_on, now) if secret_on is not None else None,
         app_uid=app_uid,
         own_app=connection_id is not None,
         has_successor=bool(has_successor),
+        provider=PROVIDERS[at],
     )
 
 

@@ -40,12 +40,12 @@ from webapp.maillog.service import (
     connection_name,
     get_message,
 )
-from webapp.microsoft.service import app_in_use, mailbox_of
+from webapp.microsoft.service import app_in_use, is_one_click, mailbox_of
 from webapp.microsoft.standing import Standing, link_standing
 from webapp.mime.headers import Address, render_address
+from webapp.providers import is_linked, provider_of
 from webapp.sites.models import Site
 
-OUTLOOK = "outlook"
 MOST_IN_A_MINUTE = 10
 MINUTE = timedelta(minutes=1)
 
@@ -87,7 +87,7 @@ def choices(session: Session, site: Site) -> list[Choice]:
 
 
 def _choice(session: Session, site: Site, connection: Connection, *, is_primary: bool) -> Choice:
-    mailbox = mailbox_of(session, connection) if connection.mailer == OUTLOOK else None
+    mailbox = mailbox_of(session, connection) if is_linked(connection.mailer) else None
     sender = connection.from_email or (mailbox.address if mailbox else "") or site.admin_email
     return Choice(
         connection=connection,
@@ -343,7 +343,7 @@ class Test:
 
     @property
     def own_domain(self) -> str:
-        """The domain of a From at Microsoft whose DNS somebody keeps; else empty."""
+        """The domain of a From at a provider whose DNS somebody keeps; else empty."""
         if self.link is None or self.link.personal:
             return ""
         domain = self.sender.rpartition("@")[2].lower()
@@ -383,15 +383,16 @@ def find_test(
 def _link(
     session: Session, settings: Settings, connection: Connection | None, now: datetime
 ) -> Standing | None:
-    if connection is None or connection.mailer != OUTLOOK:
+    if connection is None or not is_linked(connection.mailer):
         return None
     return link_standing(
         session,
         settings,
         connection,
         app_in_use(session, connection),
-        one_click=bool(connection.settings.get(OUTLOOK, {}).get("one_click", True)),
+        one_click=is_one_click(connection),
         now=now,
+        provider=provider_of(connection.mailer).slug,
     )
 
 

@@ -15,7 +15,7 @@ from wtforms import BooleanField
 from webapp import __version__, i18n, ids, show, web
 from webapp.accounts.rights import Right
 from webapp.connections.models import Connection
-from webapp.connections.places import page_of
+from webapp.connections.places import page_of, registration_page
 from webapp.connections.service import is_shared
 from webapp.delivery.models import Message, Outcome, State
 from webapp.delivery.wake import Waker
@@ -23,14 +23,16 @@ from webapp.explain.model import WHO_LABELS, Action, Explanation, Part, Who, val
 from webapp.explain.parts import fitted
 from webapp.fields import N_
 from webapp.forms import Form, Radios, Text, choices, filled, refuse
+from webapp.google.cloud import CLIENTS_PAGE
 from webapp.maillog import story
 from webapp.maillog.service import Reason
 from webapp.microsoft.apps import guide_of, keeper_of
 from webapp.ops.status import delivers
+from webapp.providers import GOOGLE, is_linked, provider_of
 from webapp.sites.models import Mode
 from webapp.sites.service import check_email
 from webapp.testmail import service
-from webapp.testmail.service import OUTLOOK, Choice, Failure, Letter, Phase, Test, TooManyTests
+from webapp.testmail.service import Choice, Failure, Letter, Phase, Test, TooManyTests
 from webapp.web import Group, db, installation, menu_entry, now, requires, see_other
 from webapp.words import Tone
 
@@ -316,8 +318,8 @@ def seconds_until_next_look(test: Test) -> int:
 
 def via_of(test: Test) -> str:
     """What took the mail, or is to take it, in one word."""
-    if test.mailer == OUTLOOK:
-        return "Microsoft"
+    if is_linked(test.mailer):
+        return provider_of(test.mailer).name
     return test.host or test.mail.row.via or _("the connection")
 
 
@@ -390,8 +392,8 @@ def under_way(test: Test, *, has_worker: bool) -> Verdict:
 def arrived(test: Test) -> Verdict:
     """The remote took responsibility."""
     row = test.mail.row
-    if test.mailer == OUTLOOK:
-        title = _("The test mail is with Microsoft")
+    if is_linked(test.mailer):
+        title = _("The test mail is with %(provider)s", provider=provider_of(test.mailer).name)
     else:
         title = _("The test mail was accepted by %(host)s", host=via_of(test))
     span = story.length((row.finished_at or row.accepted_at) - row.accepted_at)
@@ -613,22 +615,29 @@ def settings_of(connection: Connection | None) -> str:
 
 
 def open_shared_app(test: Test) -> Way | None:
-    """The page where the registration is kept: under Microsoft apps, or with the connection."""
+    """The page where the registration is kept: that of all shared ones, or the connection's."""
     app = test.link.app if test.link else None
     if app is None or app.connection_id is not None:
         return open_connection(test)
     if not web.may(Right.SYSTEM):
         return None
-    return Way(label=_("Open it under Microsoft apps"), href=url_for("apps.edit", app_uid=app.uid))
+    if app.provider == GOOGLE:
+        label = _("Open it under Google registrations")
+    else:
+        label = _("Open it under Microsoft apps")
+    return Way(label=label, href=registration_page(app))
 
 
 def open_app(test: Test) -> Way | None:
-    """The registration at Microsoft, for whoever keeps it."""
+    """The registration where the provider keeps it, for whoever keeps it."""
     app = test.link.app if test.link else None
     if app is None:
         return open_connection(test)
     is_theirs = web.may(Right.EDIT_SETTINGS if app.connection_id is not None else Right.SYSTEM)
-    page = guide_of(installation().settings, app.cloud, app.client_id).page("Overview")
+    if app.provider == GOOGLE:
+        page = CLIENTS_PAGE
+    else:
+        page = guide_of(installation().settings, app.cloud, app.client_id).page("Overview")
     if not is_theirs or not page:
         return None
     return Way(label=_("Open the registration"), href=page, outside=True)
