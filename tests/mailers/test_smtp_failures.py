@@ -102,7 +102,10 @@ def test_a_port_that_does_not_answer_is_transient():
 def test_a_server_that_loses_its_manners_before_the_content_is_transient(at, how, cause):
     patience = SHORT if cause is Cause.TIMEOUT else 10
     error = failure_when(at, how, patience=patience)
-    assert (error.kind, error.cause_code) == (FailureKind.TRANSIENT, cause)
+    # A reset at the greeting can be quicker than the connection itself.
+    at_once = {Cause.CONNECT} if at == "GREETING" and cause is Cause.LOST else set()
+    assert error.kind is FailureKind.TRANSIENT
+    assert error.cause_code in {cause, *at_once}
     assert error.words
 
 
