@@ -97,9 +97,11 @@ def test_an_expired_secret_is_followed_by_the_next_without_a_failed_mail(
     way_out = page.locator("main a[href*='/settings/microsoft-apps/']:visible")
     main = page.locator("main")
     wait_for(
-        lambda: page.reload() is not None
-        and words["refused"] in main.inner_text()
-        and way_out.count() > 0,
+        lambda: (
+            page.reload() is not None
+            and words["refused"] in main.inner_text()
+            and way_out.count() > 0
+        ),
         "the refusal",
     )
     way_out.first.click()
