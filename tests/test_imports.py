@@ -149,6 +149,8 @@ LAYERS = (
     "google.sign_in",
     "microsoft.link",
     "microsoft.apps",
+    "google.forms",
+    "connections.gmail",
     "connections.outlook",
     "incidents.sender",
     "connections.editor",

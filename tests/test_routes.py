@@ -58,6 +58,10 @@ class Place:
     def shared_app(self) -> str:
         return an_app(self.session, Keyring([b"k" * KEY_BYTES])).uid
 
+    def google_app(self) -> str:
+        values = {"provider": "google", "cloud": "google", "tenant": "google"}
+        return an_app(self.session, Keyring([b"k" * KEY_BYTES]), **values).uid
+
     def connection(self) -> str:
         return a_connection(self.session, self.site, primary=False).uid
 
@@ -98,6 +102,7 @@ ARGUMENTS: dict[str, Callable[[Place], object]] = {
     "credential_id": Place.credential,
     "session_id": Place.own_session,
     "app_uid": Place.shared_app,
+    "google_app_uid": Place.google_app,
     "connection_uid": Place.connection,
     "any_connection_uid": Place.connection,
     "target_uid": lambda place: place.target(place.site),
@@ -112,6 +117,7 @@ NOT_IDS = {
     "slug",
     "index",
     "app_uid",
+    "google_app_uid",
     "any_connection_uid",
     "system_target_uid",
     "any_incident_uid",

@@ -23,6 +23,7 @@ PAGES = (
     "webapp.testmail.views",
     "webapp.microsoft.apps",
     "webapp.microsoft.views",
+    "webapp.google.views",
     "webapp.incidents.views",
     "webapp.api.views",
     "webapp.api.pages",

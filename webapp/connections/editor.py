@@ -22,6 +22,7 @@ from webapp.connections.forms import (
     connection_form,
     kinds,
 )
+from webapp.connections.gmail import GoogleAccounts
 from webapp.connections.models import Connection
 from webapp.connections.outlook import OutlookAccounts
 from webapp.connections.service import FormValues, PrivateHost
@@ -33,6 +34,7 @@ from webapp.delivery.models import Lane
 from webapp.delivery.replan import Replanned
 from webapp.delivery.wake import Waker
 from webapp.fields import N_, FieldErrors
+from webapp.mailers import registry
 from webapp.maillog.service import connection_name
 from webapp.microsoft import service as microsoft
 from webapp.microsoft.models import Mailbox
@@ -42,7 +44,9 @@ from webapp.sites.models import Site
 from webapp.web import actor, db, installation, now, tell
 from webapp.words import Status, Tone
 
-ACCOUNTS: Mapping[str, Accounts] = {known.slug: known for known in (OutlookAccounts(),)}
+ACCOUNTS: Mapping[str, Accounts] = {
+    known.slug: known for known in (OutlookAccounts(), GoogleAccounts()) if known.slug in registry()
+}
 """By slug, how the accounts of the mailers that are linked are shown and saved."""
 
 NO_NICKNAME = N_("Give it a name by which people choose it.")
@@ -123,10 +127,16 @@ def limits_of(
 
 
 def take_account(form: ConnectionForm, then: str) -> None:
-    """Where the button says so, put the address of the linked account into From Email."""
+    """Where the button says so, put the address of the linked account into From Email, or another
+    one by which it may send."""
     mailbox = form.account.standing.mailbox if form.account else None
-    if then == "from-account" and mailbox is not None:
+    if mailbox is None:
+        return
+    chosen = then.removeprefix("from-alias:")
+    if then == "from-account":
         form.block.from_email.data = mailbox.address
+    elif chosen != then and chosen in mailbox.addresses:
+        form.block.from_email.data = chosen
 
 
 def save(
@@ -161,8 +171,7 @@ def save(
     with db().write() as session:
         site = session.get_one(Site, g.site.id)
         before = find(session, site)
-        app = microsoft.own_app(session, before)
-        if app is not None:
+        for app in microsoft.own_apps(session, before):
             microsoft.hold_app(session, app.id)  # before the connection, as everybody does
         shown = microsoft.mailbox_of(session, before) if before else None
         had_lane = before is not None and before.lane_id is not None

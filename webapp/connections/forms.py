@@ -21,7 +21,7 @@ from webapp.forms import Choice, Form, Radios, Text, choices, refuse
 from webapp.mailers import registry
 from webapp.mailers.base import Mailer
 from webapp.mailers.outlook import OutlookMailer
-from webapp.microsoft.forms import AppForm, app_values, show_errors
+from webapp.microsoft.forms import AnyAppForm
 from webapp.microsoft.models import Mailbox, OAuthApp
 from webapp.microsoft.service import AppValues
 from webapp.microsoft.standing import Standing
@@ -154,7 +154,7 @@ class Account:
     """What the page knows and asks of a mailer whose account is linked."""
 
     links: Links
-    app: AppForm
+    app: AnyAppForm
     """The registration that the connection brings along, where it does."""
     settings: Form
 
@@ -245,7 +245,7 @@ class ConnectionForm:
     def app_values(self) -> AppValues:
         """What was entered for the registration that the connection brings along."""
         assert self.account is not None
-        return app_values(self.account.app)
+        return self.account.app.values()
 
     def limit_values(self) -> dict[str, int | None]:
         """The limits of the chosen mailer; raises FieldErrors by their names."""
@@ -270,7 +270,7 @@ class ConnectionForm:
     def show_app(self, error: FieldErrors) -> None:
         """Put what is wrong with the registration at its fields."""
         if self.account is not None:
-            show_errors(self.account.app, error)
+            self.account.app.show(error)
 
     def secret(self, slug: str, name: str) -> Secret:
         """How to show one secret of a mailer."""
@@ -292,7 +292,7 @@ def connection_form(
     site: Site,
     connection: Connection | None,
     limits: Mapping[str, Mapping[str, int | None]],
-    accounts: Mapping[str, tuple[Links, AppForm]],
+    accounts: Mapping[str, tuple[Links, AnyAppForm]],
     *,
     asks_nickname: bool = False,
 ) -> ConnectionForm:

@@ -23,5 +23,6 @@ def own_page(site: Site, connection: Connection, anchor: str | None = None) -> s
 
 def registration_page(app: OAuthApp) -> str:
     """The page of a shared registration."""
-    endpoint = "google.edit" if app.provider == GOOGLE else "apps.edit"
-    return url_for(endpoint, app_uid=app.uid)
+    if app.provider == GOOGLE:
+        return url_for("google.edit", google_app_uid=app.uid)
+    return url_for("apps.edit", app_uid=app.uid)

@@ -10,9 +10,9 @@ from wtforms import Field
 
 from webapp import audit
 from webapp.connections import service as connections
+from webapp.connections.accounts import explained, known_of
 from webapp.connections.forms import OUTLOOK, form_class, texts_of
 from webapp.connections.models import Connection, Health
-from webapp.connections.outlook import explained, known_of
 from webapp.connections.service import CHOOSE_A_MAILER, FormValues
 from webapp.delivery import replan
 from webapp.explain.model import WHO_LABELS

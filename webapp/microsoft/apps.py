@@ -19,16 +19,22 @@ from webapp.accounts.models import Role
 from webapp.accounts.rights import Access, Right, allows
 from webapp.config import Settings
 from webapp.connections.models import Connection
-from webapp.connections.places import page_of
+from webapp.connections.places import page_of, registration_page
 from webapp.delivery.models import Lane, Message
 from webapp.explain.match import explain
 from webapp.explain.model import Explanation, values_for
-from webapp.explain.parts import Keeper
 from webapp.fields import N_, FieldErrors
 from webapp.microsoft import dates, service
 from webapp.microsoft.clouds import Cloud, Segment, clouds, is_guid
 from webapp.microsoft.dates import Ending, Kind
-from webapp.microsoft.forms import ACCOUNT_TYPES, AppForm, app_form, app_values, show_errors
+from webapp.microsoft.forms import (
+    ACCOUNT_TYPES,
+    AnyAppForm,
+    AppForm,
+    app_form,
+    app_values,
+    show_errors,
+)
 from webapp.microsoft.link import MICROSOFT_SIGN_IN
 from webapp.microsoft.models import Grant, Link, OAuthApp
 from webapp.microsoft.service import AppValues
@@ -187,7 +193,7 @@ def day_in_words(day: date) -> str:
     return str(format_date(day, i18n.DATE[web.language()], locale=get_locale()))
 
 
-def stored_secret(app: OAuthApp | None, form: AppForm, today: date) -> StoredSecret:
+def stored_secret(app: OAuthApp | None, form: AnyAppForm, today: date) -> StoredSecret:
     """How to show the secret, after what was pressed and typed in this request."""
     name = form.client_secret.name
     pressed = request.form.get("then", "") == f"remove:{name}"
@@ -252,13 +258,6 @@ def known_about(app: OAuthApp) -> Mapping[str, object]:
     return values_for({"app_name": app.name, "client_id": app.client_id}, _)
 
 
-def keeper_of(app: OAuthApp) -> Keeper:
-    """Who keeps a registration, to whoever asks."""
-    if app.connection_id is not None:
-        return Keeper.CONNECTION
-    return Keeper.READER if web.may(Right.SYSTEM) else Keeper.OPERATOR
-
-
 # ---- the list ----
 
 
@@ -269,7 +268,7 @@ def listed() -> ResponseReturnValue:
     settings = installation().settings
     with db().read() as session:
         apps = service.shared_apps(session)
-        users = _how_many_use(session)
+        users = how_many_use(session)
     known, today = clouds(settings), now().date()
     rows = [
         Row(
@@ -291,7 +290,7 @@ def listed() -> ResponseReturnValue:
     )
 
 
-def _how_many_use(session: Session) -> dict[int, int]:
+def how_many_use(session: Session) -> dict[int, int]:
     query = sa.select(Link.app_id, sa.func.count()).group_by(Link.app_id)
     return {row[0]: row[1] for row in session.execute(query)}
 
@@ -508,7 +507,7 @@ def about_proof(session: Session, app: OAuthApp, proof: Proof | None) -> str:
             )
         )
     users = len(service.users_of(session, app))
-    waiting = _waiting_goes_on(session, app)
+    waiting = waiting_goes_on(session, app)
     said = [str(_("Microsoft takes the new Application Password. It is in use now."))]
     if users and not waiting:
         said.append(
@@ -541,10 +540,10 @@ def _what_goes_on(session: Session, app: OAuthApp) -> str:
             users,
         )
     ]
-    return " ".join(said + _waiting_goes_on(session, app))
+    return " ".join(said + waiting_goes_on(session, app))
 
 
-def _waiting_goes_on(session: Session, app: OAuthApp) -> list[str]:
+def waiting_goes_on(session: Session, app: OAuthApp) -> list[str]:
     waiting = _free_to_go(session, app)
     if not waiting:
         return []
@@ -569,7 +568,7 @@ def app_page(form: AppForm, app: OAuthApp | None) -> str:
     """The form of a registration, with the steps in Microsoft's portal."""
     settings, today = installation().settings, now().date()
     with db().read() as session:
-        users = _users(session, app)
+        users = users_and_sites(session, app)
     if app is not None and app.cloud not in clouds(settings):
         # The operator's own cloud was taken out of the settings; the menu must not choose another.
         form.cloud.choices = [*(form.cloud.choices or ()), (app.cloud, app.cloud)]
@@ -592,7 +591,7 @@ def app_page(form: AppForm, app: OAuthApp | None) -> str:
     )
 
 
-def _users(session: Session, app: OAuthApp | None) -> list[tuple[Connection, Site | None]]:
+def users_and_sites(session: Session, app: OAuthApp | None) -> list[tuple[Connection, Site | None]]:
     """The connections that are linked by it, with the sites they belong to."""
     if app is None:
         return []
@@ -639,11 +638,11 @@ def remove(app_uid: str) -> ResponseReturnValue:
     """Forget a registration that no connection is linked by, after a question."""
     with db().read() as session:
         app = service.find_shared_app(session, app_uid)
-        users = _users(session, app)
+        users = users_and_sites(session, app)
     if app is None:
         return web.not_found()
     if users:
-        return _still_used(app, users)
+        return still_used(app, users)
     if request.form.get("sure") != "yes":
         return web.confirm(
             title=_("Remove %(name)s?", name=app.name),
@@ -660,12 +659,13 @@ def remove(app_uid: str) -> ResponseReturnValue:
             service.remove_app(session, found, actor=actor(), now=now())
     except service.StillUsed:  # somebody linked a connection meanwhile
         with db().read() as session:
-            return _still_used(app, _users(session, app))
+            return still_used(app, users_and_sites(session, app))
     tell(Tone.GOOD, "", strong=_("%(name)s is removed.", name=app.name))
     return see_other(url_for("apps.listed"))
 
 
-def _still_used(app: OAuthApp, users: list[tuple[Connection, Site | None]]) -> ResponseReturnValue:
+def still_used(app: OAuthApp, users: list[tuple[Connection, Site | None]]) -> ResponseReturnValue:
+    """Say who is linked by it, and lead back to it."""
     names = [site.name if site else connection.nickname for connection, site in users]
     listed = ", ".join(names[:NAMED])
     if len(names) > NAMED:
@@ -682,4 +682,4 @@ def _still_used(app: OAuthApp, users: list[tuple[Connection, Site | None]]) -> R
         ),
         strong=_("%(name)s is still in use.", name=app.name),
     )
-    return see_other(url_for("apps.edit", app_uid=app.uid))
+    return see_other(registration_page(app))

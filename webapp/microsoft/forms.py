@@ -27,7 +27,24 @@ ACCOUNT_TYPES = (
 """As the registration says under Supported account types."""
 
 
-class AppForm(Form):
+class AnyAppForm(Form):
+    """A registration at some provider."""
+
+    name = Text(_l("Name"), description=_l("How people here call it."), limit=400)
+    client_id = Text(_l("Client ID"), limit=400)
+    client_secret = PasswordField(_l("Client Secret"))
+
+    def values(self) -> AppValues:
+        """What was entered."""
+        raise NotImplementedError
+
+    def show(self, error: FieldErrors) -> None:
+        """Put what the service found at the fields."""
+        for name, sentence in error.errors.items():
+            refuse(self, name if name in self else "client_id", _(sentence))
+
+
+class AppForm(AnyAppForm):
     """A registration at Microsoft."""
 
     name = Text(_l("Name"), description=_l("How people here call it."), limit=400)
@@ -79,6 +96,12 @@ class AppForm(Form):
         description=_l("As the registration shows it beside the new secret."),
         limit=40,
     )
+
+    def values(self) -> AppValues:
+        return app_values(self)
+
+    def show(self, error: FieldErrors) -> None:
+        show_errors(self, error)
 
 
 def app_form(app: OAuthApp | None, clouds: Mapping[str, Cloud], *, prefix: str = "") -> AppForm:

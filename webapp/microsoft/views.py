@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from webapp import audit, web
 from webapp.accounts.rights import Access, Right
+from webapp.connections.accounts import keeper_of
 from webapp.connections.models import Connection
 from webapp.connections.places import page_of, registration_page
 from webapp.connections.service import (
@@ -25,7 +26,6 @@ from webapp.google.cloud import every_cloud
 from webapp.google.sign_in import revoke
 from webapp.microsoft import link as flows
 from webapp.microsoft import service
-from webapp.microsoft.apps import keeper_of
 from webapp.microsoft.models import Mailbox
 from webapp.microsoft.refusals import Notice, NotLinked
 from webapp.microsoft.service import Attached

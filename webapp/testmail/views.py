@@ -14,6 +14,7 @@ from wtforms import BooleanField
 
 from webapp import __version__, i18n, ids, show, web
 from webapp.accounts.rights import Right
+from webapp.connections.accounts import keeper_of
 from webapp.connections.models import Connection
 from webapp.connections.places import page_of, registration_page
 from webapp.connections.service import is_shared
@@ -26,7 +27,7 @@ from webapp.forms import Form, Radios, Text, choices, filled, refuse
 from webapp.google.cloud import CLIENTS_PAGE
 from webapp.maillog import story
 from webapp.maillog.service import Reason
-from webapp.microsoft.apps import guide_of, keeper_of
+from webapp.microsoft.apps import guide_of
 from webapp.ops.status import delivers
 from webapp.providers import GOOGLE, is_linked, provider_of
 from webapp.sites.models import Mode
