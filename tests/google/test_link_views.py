@@ -15,9 +15,12 @@ from tests.rig.sandbox import SandboxThread
 from webapp import create_app
 from webapp.connections.models import Connection
 from webapp.delivery.models import Lane
+from webapp.incidents.kinds import Kind
+from webapp.incidents.signs import signs
 from webapp.installation import Installation
 from webapp.mailers import registry
 from webapp.microsoft import service
+from webapp.microsoft.dates import idle_days
 from webapp.microsoft.models import Grant, GrantState, LinkFlow, Mailbox, OAuthApp
 from webapp.sites.models import Site
 
@@ -355,3 +358,40 @@ def test_a_connection_brings_a_client_of_its_own_beside_its_other_one(world: Wor
         own = service.own_apps(session, world.stored())
     assert [app.provider for app in own] == ["microsoft", "google"]
     assert "Connected as Workshop" in world.general().one(id="authorization-own-gmail").text
+
+
+# ---- trouble ----
+
+
+def test_a_link_that_google_ended_is_explained_where_it_is_made_again(world: World) -> None:
+    world.link()
+    with world.installation.db.write() as session:
+        grant = session.scalars(sa.select(Grant)).one()
+        grant.state, grant.state_since = GrantState.NEEDS_REAUTHORISATION, grant.renewed_at
+        grant.code, grant.words = "invalid_grant", "Token has been expired or revoked."
+        service.note_refusal(
+            session,
+            grant.id,
+            kind="needs-reauthorisation",
+            code=grant.code,
+            words=grant.words,
+            now=world.installation.db.now(),
+        )
+    page = world.general()
+    row = page.one(id="authorization-shared-gmail")
+    assert "Google has ended the link" in row.text
+    assert "Publish app" in row.text
+    assert "Microsoft" not in row.text
+    assert page.all(id="authorization-gmail")
+    board = world.client.get(f"/sites/{world.site.slug}/log")
+    assert f"{GENERAL}#authorization-gmail" in board.one("main").links_to()
+    with world.installation.db.read() as session:
+        now, settings = world.installation.db.now(), world.installation.settings
+        (sign,) = [one for one in signs(session, now, settings) if one.kind is Kind.LINK]
+    assert (sign.details["provider"], sign.details["mailer"]) == ("Google", "gmail")
+
+
+def test_google_keeps_a_link_that_nobody_renews_for_six_months(world: World) -> None:
+    now = world.installation.db.now()
+    days = [idle_days(now, now, provider) for provider in ("microsoft", "google")]
+    assert days == [90, 180]
