@@ -11,9 +11,6 @@ from playwright.sync_api import expect
 from tests.faults.rig import House
 from tests.rig.browser import OpenPage, axe
 from tests.rig.sandbox import SandboxThread
-from webapp.mailers import registry
-
-pytestmark = pytest.mark.skipif("gmail" not in registry(), reason="the mailer is not there")
 
 PASSWORD = "correct horse battery"
 INFO = "info@workshop.example"

@@ -118,6 +118,7 @@ def test_a_new_site_starts_with_what_is_known_of_it(client: Browser, site: Site)
     assert page.value("smtp-port") == "587"
     assert [label.text for label in page.all("label", class_="tile")] == [
         "365 Start here 365 / Outlook",
+        "G Google / Gmail",
         "Other SMTP",
     ]
     assert "No connection yet." in page.notices[0]

@@ -19,7 +19,6 @@ from webapp.delivery.models import Attempt, Lane, Outcome, State
 from webapp.google.cloud import NEEDED, google
 from webapp.google.cloud import every_cloud as clouds
 from webapp.installation import Installation, load_keys
-from webapp.mailers import registry
 from webapp.mailers.base import Surroundings
 from webapp.microsoft import service
 from webapp.microsoft.models import Grant, OAuthApp
@@ -27,8 +26,6 @@ from webapp.microsoft.service import Account
 from webapp.microsoft.tokens import AppFacts, Tokens
 from webapp.outward import Outward
 from webapp.sites.models import Site
-
-pytestmark = pytest.mark.skipif("gmail" not in registry(), reason="the mailer is not there")
 
 INFO = "info@workshop.example"
 BACK = "http://localhost:8025/oauth/google/callback"

@@ -18,13 +18,10 @@ from webapp.delivery.models import Lane
 from webapp.incidents.kinds import Kind
 from webapp.incidents.signs import signs
 from webapp.installation import Installation
-from webapp.mailers import registry
 from webapp.microsoft import service
 from webapp.microsoft.dates import idle_days
 from webapp.microsoft.models import Grant, GrantState, LinkFlow, Mailbox, OAuthApp
 from webapp.sites.models import Site
-
-pytestmark = pytest.mark.skipif("gmail" not in registry(), reason="the mailer is not there")
 
 INFO = "info@workshop.example"
 SHOP = "shop@workshop.example"
