@@ -207,9 +207,9 @@ def test_a_disk_that_is_full_in_the_middle_of_a_commit_breaks_nothing(
     assert accepted
     assert refused
     assert {said[:9] for said in refused} == {"452 4.3.1"}
+    ballast.unlink()  # on a disk without a byte even a first look may not be possible
     assert stored(full_world) == accepted
     assert full_world.gaps() == 0
-    ballast.unlink()
     full_world.now = full_world.db.now()
     claims = full_world.claim(lane, 1)
     full_world.finish(claims[0])
