@@ -198,7 +198,8 @@ def test_a_disk_that_is_full_in_the_middle_of_a_commit_breaks_nothing(
     site = full_world.a_site()
     lane = full_world.lane_of(full_world.a_connection(site))
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(10 * MB))
+    # More than half: what lies in the write-ahead log must fit into the database besides.
+    ballast.write_bytes(bytes(18 * MB))
     acceptor = begin(full_world, None)
     waiting = [acceptor.submit(a_submission(site, a_file(300_000))) for _ in range(90)]
     answers = [answer(item) for item in waiting]
